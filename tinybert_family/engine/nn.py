@@ -1,0 +1,91 @@
+"""Modules: plain objects whose attributes are parameters, other modules, or lists of them. The tree is vars(self)."""
+import numpy as np
+
+from . import fused, philox
+from .autograd import Tensor, parameter
+from .ops import part
+
+
+class Init:
+    """Where new parameters come from: a generator, and how wide their values are spread.
+
+    std 0 means 1 / sqrt(fan-in), which narrow models need to leave the plateau of the unigram distribution; the papers
+    use 0.02 at every width, cut off at two deviations. Without a seed the arrays have shapes but no memory behind them:
+    enough to count parameters, or to be filled from a file.
+    """
+
+    def __init__(self, seed=None, std=0.02, dtype=np.float32):
+        self.rng = None if seed is None else np.random.default_rng(seed)
+        self.std, self.dtype = std, dtype
+
+    def normal(self, shape, std=None):
+        if self.rng is None:
+            return self.constant(shape, 0)
+        x = self.rng.standard_normal(shape)
+        far = abs(x) > 2
+        while far.any():                            # draw again what lies beyond two deviations
+            x[far] = self.rng.standard_normal(int(far.sum()))
+            far = abs(x) > 2
+        return parameter((x * (std or self.std or shape[-1] ** -0.5)).astype(self.dtype))
+
+    def constant(self, shape, value):
+        if self.rng is None:
+            return parameter(np.broadcast_to(np.zeros((), self.dtype), shape))
+        return parameter(np.full(shape, value, self.dtype))
+
+
+class Module:
+    def named_parameters(self, prefix=""):
+        """(dotted path, Tensor) in the order of construction; a shared parameter comes once, under its first name."""
+        seen = set()
+        for name, tensor in self._walk(prefix):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
+
+    def _walk(self, prefix):
+        for key, value in vars(self).items():
+            for i, x in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                name = prefix + key + ("" if i is None else f".{i}")
+                if isinstance(x, Tensor):
+                    yield name, x
+                elif isinstance(x, Module):
+                    yield from x._walk(name + ".")
+
+    def parameters(self):
+        return [tensor for _, tensor in self.named_parameters()]
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+
+class Linear(Module):
+    def __init__(self, init, width_in, width_out, bias=True):
+        self.weight = init.normal((width_out, width_in))
+        self.bias = init.constant((width_out,), 0) if bias else None
+
+    def forward(self, x):
+        return fused.linear(x, self.weight, self.bias)              # [T, in] -> [T, out]
+
+    def rows(self, x, lo, hi):
+        """The outputs lo:hi alone."""
+        return fused.linear(x, part(self.weight, lo=lo, hi=hi), part(self.bias, lo=lo, hi=hi))
+
+
+class Norm(Module):
+    def __init__(self, init, width, eps):
+        self.weight, self.bias, self.eps = init.constant((width,), 1), init.constant((width,), 0), eps
+
+    def forward(self, x, residual=None, bias=None, p=0.0):
+        """LayerNorm of residual + dropout(x + bias)."""
+        return fused.norm(x, self.weight, self.bias, residual, bias, eps=self.eps, p=p, key=dropout_key(p))
+
+
+def dropout_key(p):
+    """The next place in the stream of random numbers, when there is a stream and something to drop."""
+    return philox.next_key() if p else None
+
+
+def dropout(x, p):
+    key = dropout_key(p)
+    return x if key is None else fused.dropout(x, p=p, key=key)

@@ -1,0 +1,203 @@
+"""The arena that holds every parameter, the optimisers that walk over it, and the schedules.
+
+All parameters are views into one flat array, and so are their gradients and moments: clipping, AdamW, LAMB, casting
+and saving are operations on one array. Decayed parameters come first, those without weight decay after them.
+"""
+import math
+
+import numpy as np
+
+from .autograd import Node
+from .backend import module_of
+
+BLOCK = 1 << 15                             # elements at a time, so that an update's dozen steps stay in the cache
+
+
+class Arena:
+    """Moves a model's parameters and gradients into flat arrays.
+
+    decays(name, tensor) says which parameters weight decay may pull: matrices yes, biases and norms no, unless a
+    recipe says otherwise.
+    """
+
+    def __init__(self, named, decays=lambda name, tensor: tensor.ndim > 1):
+        named = sorted(named, key=lambda item: not decays(*item))   # stable: the model's order within each half
+        self.names = [name for name, _ in named]
+        self.tensors = [tensor for _, tensor in named]
+        sizes = [tensor.size for tensor in self.tensors]
+        self.cuts = np.concatenate([[0], np.cumsum(sizes)]).astype(int).tolist()
+        self.decayed = sum(size for size, item in zip(sizes, named) if decays(*item))
+        xp = module_of(self.tensors[0].data)
+        self.data = xp.empty(self.cuts[-1], self.tensors[0].dtype)
+        for tensor, view in zip(self.tensors, self.views(self.data)):
+            view[...] = tensor.data
+            tensor.data = view
+        self.grad = self.gradients_of(self.tensors)
+
+    def views(self, flat):
+        """The pieces of a flat array, in the shapes of the parameters."""
+        return [flat[lo:hi].reshape(t.shape) for t, lo, hi in zip(self.tensors, self.cuts, self.cuts[1:])]
+
+    def gradients_of(self, tensors):
+        """One flat array for the gradients of these Tensors: the model's own, or those of a replica of it."""
+        flat = module_of(self.data).zeros_like(self.data)
+        for tensor, view in zip(tensors, self.views(flat)):
+            tensor.node.grad, tensor.node.state = view, Node.STALE
+        return flat
+
+    @staticmethod
+    def forget(tensors):
+        """Start a new sum: the old gradients are overwritten by the first to arrive."""
+        for tensor in tensors:
+            tensor.node.state = Node.STALE
+
+    @staticmethod
+    def settle(tensors):
+        """Whatever received no gradient has zero, not what is left from a step ago."""
+        for tensor in tensors:
+            tensor.node.current_grad()
+
+
+
+def blocks(n):
+    return [slice(lo, min(lo + BLOCK, n)) for lo in range(0, n, BLOCK)]
+
+
+def global_norm(grad):
+    """The length of the whole gradient; block sums in Python's double precision."""
+    return math.sqrt(sum(float(grad[b] @ grad[b]) for b in blocks(len(grad))))
+
+
+def clip(grad, limit):
+    """Shorten the gradient to the limit, if it is longer; return how long it was. BERT's clipping: limit / norm."""
+    length = global_norm(grad)
+    if limit and length > limit and math.isfinite(length):
+        grad *= limit / length
+    return length
+
+
+class Optimizer:
+    """Two moments beside the arena. `step` gives each block of parameters its update."""
+
+    def __init__(self, arena, betas=(0.9, 0.999), eps=1e-6, decay=0.01, correct=True):
+        xp = module_of(arena.data)
+        self.arena, self.betas, self.eps, self.decay, self.correct = arena, betas, eps, decay, correct
+        self.m, self.v = xp.zeros_like(arena.data), xp.zeros_like(arena.data)
+        self.steps = 0
+
+    def corrections(self):
+        """1 - beta^t: what the first moments lack, having started from zero. 1 where a recipe leaves it out."""
+        return [1 - beta ** self.steps if self.correct else 1.0 for beta in self.betas]
+
+    def moments(self, b, betas):
+        """Move both moments of block b towards the gradient."""
+        g, m, v = self.arena.grad[b], self.m[b], self.v[b]
+        b1, b2 = betas
+        m *= b1
+        m += (1 - b1) * g
+        v *= b2
+        square = g * g
+        square *= 1 - b2
+        v += square
+
+    def direction(self, b):
+        """m / (sqrt(v) + eps), corrected: how the block would move at learning rate 1."""
+        xp = module_of(self.m)
+        c1, c2 = self.corrections()
+        d = xp.sqrt(self.v[b])
+        d *= 1 / math.sqrt(c2)
+        d += self.eps
+        xp.divide(self.m[b], d, out=d)
+        if c1 != 1:
+            d *= 1 / c1
+        return d
+
+    def tensor_slices(self):
+        """(slice, its weight decay) for every parameter."""
+        for lo, hi in zip(self.arena.cuts, self.arena.cuts[1:]):
+            yield slice(lo, hi), self.decay if lo < self.arena.decayed else 0.0
+
+
+class AdamW(Optimizer):
+    """Loshchilov & Hutter (2017). correct=False is BERT's own optimiser, which never divides by 1 - beta^t."""
+
+    def step(self, lr):
+        self.steps += 1
+        edge = self.arena.decayed
+        for lo, hi, decay in (0, edge, self.decay), (edge, len(self.m), 0.0):
+            for b in blocks(hi - lo):
+                b = slice(lo + b.start, lo + b.stop)
+                self.moments(b, self.betas)
+                update = self.direction(b)
+                update *= lr
+                w = self.arena.data[b]
+                if decay:
+                    w *= 1 - lr * decay
+                w -= update
+
+
+class LAMB(Optimizer):
+    """You et al. (2019): each tensor moves in AdamW's direction, by a step in proportion to its own length."""
+
+    def step(self, lr):
+        self.steps += 1
+        for piece, decay in self.tensor_slices():
+            self.moments(piece, self.betas)
+            w = self.arena.data[piece]
+            update = self.direction(piece)
+            if decay:
+                update += decay * w
+            weight, move = global_norm(w), global_norm(update)
+            w -= lr * (weight / move if weight and move else 1.0) * update
+
+
+class StableAdamW(Optimizer):
+    """Wortsman et al. (2023), as ModernBERT used it: a tensor whose gradients suddenly outgrow its second moment takes
+    a smaller step, which replaces clipping. Decay is in proportion to lr / peak, not to the rate itself.
+    """
+
+    def __init__(self, arena, betas=(0.9, 0.98), eps=1e-6, decay=1e-5, peak=None):
+        super().__init__(arena, betas, eps, decay, correct=False)
+        self.peak = peak                    # the schedule's highest learning rate; None couples decay to the rate
+
+    def step(self, lr):
+        self.steps += 1
+        # Debiasing moved into the betas: b(1 - b^(t-1)) / (1 - b^t) is 0 at the first step and b in the long run.
+        betas = [b * (1 - b ** (self.steps - 1)) / (1 - b ** self.steps) for b in self.betas]
+        xp = module_of(self.m)
+        for piece, decay in self.tensor_slices():
+            self.moments(piece, betas)
+            g, v, w = self.arena.grad[piece], self.v[piece], self.arena.data[piece]
+            rms = math.sqrt(float((g * g / xp.maximum(v, self.eps ** 2)).mean()))
+            rate = lr / max(1.0, rms)
+            w *= 1 - decay * (rate / self.peak if self.peak else rate)
+            w -= rate * self.direction(piece)
+
+
+OPTIMIZERS = dict(adamw=AdamW, lamb=LAMB, stableadamw=StableAdamW)
+
+
+# ---- schedules: the share of the peak learning rate at step t of `steps`, counted from 0
+
+def linear(t, steps, warmup=0):
+    """BERT's: up during warm-up, and down to zero in a line that started at step 0 (so it drops where they meet)."""
+    return (t + 1) / warmup if t < warmup else 1 - t / steps
+
+
+def constant(t, steps, warmup=0):
+    return min(1.0, (t + 1) / warmup) if warmup else 1.0
+
+
+def trapezoidal(t, steps, warmup=0, decay=0.2):
+    """Up, level, and in the last `decay` of the steps down as 1 - sqrt(progress): ModernBERT's."""
+    start = steps * (1 - decay)
+    return constant(t, steps, warmup) if t < start else max(0.0, 1 - math.sqrt((t - start) / (steps - start)))
+
+
+def inverse_sqrt(t, steps, warmup=0):
+    """Up to 1 at the end of warm-up, then falling as 1 / sqrt(t)."""
+    peak = max(1, warmup)
+    return min((t + 1) / peak, math.sqrt(peak / (t + 1)))
+
+
+SCHEDULES = dict(linear=linear, constant=constant, trapezoidal=trapezoidal, inverse_sqrt=inverse_sqrt)

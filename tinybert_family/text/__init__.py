@@ -1,0 +1,1 @@
+"""Host side: text to numbers, with numpy and regex alone. Nothing here knows of Tensors."""
