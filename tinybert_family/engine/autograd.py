@@ -190,13 +190,21 @@ op = Op
 
 
 @contextlib.contextmanager
-def no_grad():
-    """Inside, ops leave no Nodes: nothing is saved and nothing can be differentiated."""
-    before, _mode.recording = _mode.recording, False
+def recorded(wanted):
+    before, _mode.recording = _mode.recording, wanted
     try:
         yield
     finally:
         _mode.recording = before
+
+
+def no_grad():
+    """Inside, ops leave no Nodes: nothing is saved and nothing can be differentiated."""
+    return recorded(False)
+
+
+def recording():
+    return _mode.recording
 
 
 class _Again:

@@ -1,4 +1,6 @@
 """Modules: plain objects whose attributes are parameters, other modules, or lists of them. The tree is vars(self)."""
+import copy
+
 import numpy as np
 
 from . import fused, philox
@@ -35,15 +37,14 @@ class Init:
 
 
 class Module:
-    def named_parameters(self, prefix=""):
-        """(dotted path, Tensor) in the order of construction; a shared parameter comes once, under its first name."""
-        seen = set()
-        for name, tensor in self._walk(prefix):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield name, tensor
+    def named(self):
+        """{dotted path: Tensor} in the order of construction; a shared parameter comes once, under its first name."""
+        first = {}
+        for name, tensor in self._walk():
+            first.setdefault(id(tensor), (name, tensor))
+        return dict(first.values())
 
-    def _walk(self, prefix):
+    def _walk(self, prefix=""):
         for key, value in vars(self).items():
             for i, x in enumerate(value) if isinstance(value, list) else [(None, value)]:
                 name = prefix + key + ("" if i is None else f".{i}")
@@ -52,11 +53,24 @@ class Module:
                 elif isinstance(x, Module):
                     yield from x._walk(name + ".")
 
-    def parameters(self):
-        return [tensor for _, tensor in self.named_parameters()]
-
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
+
+
+def replica(module, seen=None):
+    """A second tree over the same values, whose gradients are its own: what each of several workers needs."""
+    seen = {} if seen is None else seen
+
+    def of(x):
+        if isinstance(x, list):
+            return [of(item) for item in x]
+        if isinstance(x, (Tensor, Module)) and id(x) not in seen:
+            seen[id(x)] = parameter(x.data) if isinstance(x, Tensor) else replica(x, seen)
+        return seen.get(id(x), x)
+
+    twin = copy.copy(module)
+    vars(twin).update({key: of(value) for key, value in vars(module).items()})
+    return twin
 
 
 class Linear(Module):

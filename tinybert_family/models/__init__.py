@@ -1,0 +1,1 @@
+"""The family. bert.py first: every other file says only what differs from it."""

@@ -1,0 +1,76 @@
+"""The door between padded [B, S] arrays, which users have, and packed [T] rows, which the models know.
+
+A call packs once on the way in and unpacks once on the way out. Places that the mask leaves out do not exist inside;
+in the outputs they are zero.
+"""
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine.ops import put
+from ..error import Error
+
+
+class Packed(NamedTuple):
+    ids: np.ndarray         # [T] tokens of all sequences, one sequence after another
+    types: np.ndarray       # [T]
+    positions: np.ndarray   # [T] the column each token had
+    cuts: np.ndarray        # [B+1] where sequences begin and end, longest sequence first
+    index: np.ndarray       # [T] row * S + column
+    shape: tuple            # (B, S)
+
+    def unpack(self, x):
+        """[T, ...] -> [B, S, ...]"""
+        return put(x, index=self.index, rows=self.shape[0] * self.shape[1]).reshape(*self.shape, *x.shape[1:])
+
+    def unpack_first(self, x):
+        """One row per sequence back in the order of the batch.  [B', ...] -> [B, ...]"""
+        rows = self.index[self.firsts()] // self.shape[1]
+        return put(x, index=rows, rows=self.shape[0])
+
+    def firsts(self):
+        """The first token of every sequence that has any."""
+        return self.cuts[:-1][np.diff(self.cuts) > 0]
+
+
+def integers(name, x, shape=None):
+    """x as an int64 array [B, S], or an Error that says what is wrong with it."""
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise Error(f"{name}: the rows have different lengths; pad them to one length") from None
+    if x.dtype == bool:
+        x = x.astype(np.int64)
+    if x.ndim != 2 or shape and x.shape != shape:
+        wanted = f"{shape}" if shape else "two axes [batch, tokens]"
+        raise Error(f"{name}: shape {x.shape}, but {wanted} is wanted")
+    if x.size and x.dtype.kind not in "iu":
+        raise Error(f"{name}: {x.dtype} values, but integers are wanted")
+    return x.astype(np.int64)
+
+
+def within(name, x, limit, what):
+    bad = (x < 0) | (x >= limit)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise Error(f"{name}: {x[row, column]} at row {row} column {column}, but {what} is {limit}; "
+                    f"were these made with this model's own tokenizer?")
+
+
+def pack(config, input_ids, attention_mask=None, token_type_ids=None):
+    """Check a padded batch and drop what the mask leaves out."""
+    ids = integers("input_ids", input_ids)
+    if ids.shape[1] > config.positions:
+        raise Error(f"input_ids: {ids.shape[1]} tokens, but this model was built for {config.positions} positions; "
+                    f"call the tokenizer with max_length={config.positions}")
+    mask = np.ones_like(ids) if attention_mask is None else integers("attention_mask", attention_mask, ids.shape)
+    types = np.zeros_like(ids) if token_type_ids is None else integers("token_type_ids", token_type_ids, ids.shape)
+    within("input_ids", ids, config.vocab, "the vocabulary's size")
+    within("attention_mask", mask, 2, "the number of values a mask has")
+    within("token_type_ids", types, max(1, config.types), "the number of token types")
+    lengths = mask.sum(1)
+    order = np.argsort(-lengths, kind="stable")
+    row, column = np.nonzero(mask[order])
+    row = order[row]
+    cuts = np.concatenate([[0], np.cumsum(lengths[order])])
+    return Packed(ids[row, column], types[row, column], column, cuts, row * ids.shape[1] + column, ids.shape)
