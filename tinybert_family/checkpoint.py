@@ -22,7 +22,7 @@ VARIANTS = dict(bert="bert")                # model_type in config.json -> file 
 
 def variant(model_type, where):
     if model_type not in VARIANTS:
-        raise Error(f"{where}: model_type {model_type!r}, but these are known: {', '.join(sorted(VARIANTS))}")
+        raise Error(f"{where}: {model_type!r} is no model of this family; these are: {', '.join(sorted(VARIANTS))}")
     return importlib.import_module(f".models.{VARIANTS[model_type]}", __package__)
 
 

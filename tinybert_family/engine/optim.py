@@ -77,11 +77,12 @@ def clip(grad, limit):
 
 
 class Optimizer:
-    """Two moments beside the arena. `step` gives each block of parameters its update."""
+    """Two moments beside the arena. correct: divide them by 1 - beta^t. peak: the schedule's highest learning rate."""
 
-    def __init__(self, arena, betas=(0.9, 0.999), eps=1e-6, decay=0.01, correct=True):
+    def __init__(self, arena, betas=(0.9, 0.999), eps=1e-6, decay=0.01, correct=True, peak=None):
         xp = module_of(arena.data)
-        self.arena, self.betas, self.eps, self.decay, self.correct = arena, betas, eps, decay, correct
+        self.arena, self.betas, self.eps, self.decay = arena, betas, eps, decay
+        self.correct, self.peak = correct, peak
         self.m, self.v = xp.zeros_like(arena.data), xp.zeros_like(arena.data)
         self.steps = 0
 
@@ -153,12 +154,8 @@ class LAMB(Optimizer):
 
 class StableAdamW(Optimizer):
     """Wortsman et al. (2023), as ModernBERT used it: a tensor whose gradients suddenly outgrow its second moment takes
-    a smaller step, which replaces clipping. Decay is in proportion to lr / peak, not to the rate itself.
+    a smaller step, which replaces clipping. Decay is in proportion to rate / peak (to the rate itself without a peak).
     """
-
-    def __init__(self, arena, betas=(0.9, 0.98), eps=1e-6, decay=1e-5, peak=None):
-        super().__init__(arena, betas, eps, decay, correct=False)
-        self.peak = peak                    # the schedule's highest learning rate; None couples decay to the rate
 
     def step(self, lr):
         self.steps += 1
@@ -171,7 +168,7 @@ class StableAdamW(Optimizer):
             rms = math.sqrt(float((g * g / xp.maximum(v, self.eps ** 2)).mean()))
             rate = lr / max(1.0, rms)
             w *= 1 - decay * (rate / self.peak if self.peak else rate)
-            w -= rate * self.direction(piece)
+            w -= rate * self.m[piece] / (xp.sqrt(v) + self.eps)
 
 
 OPTIMIZERS = dict(adamw=AdamW, lamb=LAMB, stableadamw=StableAdamW)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..engine import autograd, fused, ops, philox
 from ..engine.nn import Linear, Module, Norm, dropout, dropout_key
+from ..engine.optim import OPTIMIZERS, SCHEDULES
 from ..error import Error
 from ..text import corrupt, segments
 from . import padded
@@ -68,6 +69,9 @@ class Config:
         for name in "dropout", "attention_dropout", "masked", "short":
             if not 0 <= getattr(self, name) < 1:
                 raise Error(f"{name}: {getattr(self, name)}, but it must be at least 0 and below 1")
+        for name, known in dict(optimizer=OPTIMIZERS, schedule=SCHEDULES).items():
+            if getattr(self, name) not in known:
+                raise Error(f"{name}: {getattr(self, name)!r}, but these are known: {', '.join(known)}")
         if self.seq > self.positions:
             raise Error(f"seq: {self.seq} tokens, but the model has {self.positions} positions; "
                         f"use --seq {self.positions} or --positions {self.seq}")

@@ -1,0 +1,524 @@
+"""Pre-train a model of the BERT family.
+
+    python train.py                                 a small BERT on the documentation that Python ships, in minutes
+    python train.py MODEL [--size SIZE] [--data FILE_OR_FOLDER ...] [--out FOLDER] [--resume] [--any-setting value]
+
+The whole of training stands in this file, from top to bottom: the command line, the data, the loop, what is kept.
+"""
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # cores share micro-batches, not single products: see Workers
+
+import argparse
+import difflib
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import platform
+import re
+import shlex
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import tinybert_family as tbf
+from tinybert_family import Error, checkpoint, files, fillings, report, runs
+from tinybert_family.engine import backend, philox
+from tinybert_family.engine.autograd import no_grad
+from tinybert_family.engine.nn import Init, replica
+from tinybert_family.engine.optim import OPTIMIZERS, SCHEDULES, Arena, clip
+from tinybert_family.text import corpus as texts
+from tinybert_family.text.batches import Prefetch, pack
+from tinybert_family.text.wordpiece import WordPiece
+
+ORDER, HELD_OUT_COPY = 1, 0                             # streams of random numbers beside those of the data
+
+
+# ---- the command line
+
+def options():
+    """The options that are not settings of the model's Config."""
+    parser = Parser(prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
+    add = parser.add_argument
+    add("model", nargs="?", default="bert", metavar="MODEL", help=" ".join(sorted(checkpoint.VARIANTS)))
+    add("--size", default="smoke", help="a row of the model's SIZES (default smoke)")
+    add("--data", nargs="+", metavar="PATH", help="text files or folders (.txt .jsonl .gz); default: Python's own docs")
+    add("--encoding", default="utf-8", help="of the text files")
+    add("--tokenizer", metavar="FOLDER", help="use this vocab.txt instead of training one")
+    add("--out", metavar="FOLDER", help="the run's folder (default runs/MODEL-SIZE)")
+    add("--resume", action="store_true", help="continue the run in --out, to the same bits")
+    add("--seed", type=int, default=0)
+    add("--device", choices=["auto", "cpu", "gpu"], default="auto")
+    add("--workers", type=int, help="threads that share a step's micro-batches (default: one per core)")
+    add("--log-every", type=int, default=50, metavar="N", help="steps between training rows in metrics.jsonl")
+    add("--eval-every", type=int, default=500, metavar="N", help="steps between held-out rows")
+    add("--save-every", type=int, default=500, metavar="N", help="steps between checkpoints")
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Error(message)
+
+
+def read_command(argv):
+    """-> (options, the model's file, its Config, the names that were given on the command line)"""
+    model = argv[0] if argv and not argv[0].startswith("-") else "bert"
+    module = checkpoint.variant(model, "MODEL (the first word of the command)")
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--size", default="smoke")
+    size = first.parse_known_args(argv)[0].size
+    if size not in module.SIZES:
+        raise Error(f"--size {size}: {model} has the sizes {', '.join(module.SIZES)}")
+    parser = options()
+    group = parser.add_argument_group("settings of the model and its recipe")
+    base = module.SIZES[size]
+    for field in fields(module.Config):
+        group.add_argument("--" + field.name.replace("_", "-"), dest="config_" + field.name, metavar="VALUE",
+                           type=KINDS[type(field.default)], help=f"{comments(module).get(field.name, '')} "
+                           f"({getattr(base, field.name)})".replace("%", "%%"))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [s for action in parser._actions for s in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
+        hint = f"did you mean {near[0]}?" if near else f"train.py {model} --help lists what there is"
+        raise Error(f"unknown option {unknown[0]}; {hint}")
+    given = {k: v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
+    config = replace(base, **{k.removeprefix("config_"): v for k, v in given.items()})
+    explicit = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
+    return args, module, config, explicit
+
+
+def truth(word):
+    if word.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() in ("true", "1", "yes")
+
+
+KINDS = {int: int, float: float, str: str, bool: truth}
+
+
+def comments(module):
+    """{field: the comment beside it}: the Config's own text is the help."""
+    source = "".join(inspect.getsource(c) for c in reversed(module.Config.__mro__[:-1]))
+    return dict(re.findall(r"^    (\w+): \w+ = .*?# (.*)$", source, re.M))
+
+
+# ---- the data
+
+def documents_of(args):
+    """(a function that begins the documents anew, their name)"""
+    if args.data:
+        paths = [str(p) for p in args.data]
+        texts.read(paths, args.encoding)                            # complain now, not after a minute
+        return lambda: texts.read(paths, args.encoding), " ".join(paths)
+    documents, about = texts.embedded_with_info()
+    return lambda: iter(documents), about["name"]
+
+
+def vocabulary(args, config, documents):
+    """The tokenizer: the user's, or one trained on a sample of the corpus, as large as the corpus can fill."""
+    if args.tokenizer:
+        return tbf.load_tokenizer(args.tokenizer)
+    sample, characters = [], 0
+    for document in documents():
+        sample.append("\n".join(document.sentences))
+        characters += len(sample[-1])
+        if characters > 20_000_000:
+            break
+    size = min(config.vocab, max(1024, 1 << int(math.log2(max(1, characters // 300)))))
+    return WordPiece.train(sample, config.vocab if args.config_vocab else size)
+
+
+def corpus_of(documents, name, args, tokenizer):
+    """The corpus as memory-mapped numbers, made once for a text and a vocabulary."""
+    key = hashlib.sha256("\n".join(tokenizer.vocab).encode())
+    for path in sorted(p for root in args.data or [] for p in texts.listed([Path(root)])):
+        key.update(f"{path} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}".encode())
+    key.update(name.encode() + args.encoding.encode())
+    folder = texts.cache_folder() / f"corpus-{key.hexdigest()[:16]}"
+    if folder.exists():
+        try:
+            return texts.Corpus.open(folder)
+        except Error:
+            pass                                                    # damaged: made anew
+    return texts.Corpus.build(documents(), tokenizer, folder, name)
+
+
+def micro_batches(objective, config, documents, seed, position):
+    """Endless (batch, position after it). A position is (pass over the corpus, micro-batch in it), so a stream that
+    starts at a position goes on exactly as one that came there."""
+    epoch, start = position
+    while True:
+        copy = epoch % config.copies
+        plan = objective.plan(documents, copy)
+        plan = plan[np.random.default_rng([seed, ORDER, epoch]).permutation(len(plan))]
+        packs = pack(objective.lengths(plan), config.tokens)
+        for i in range(start, len(packs)):
+            yield objective.batch(plan[packs[i]], copy), (epoch, i + 1)
+        epoch, start = epoch + 1, 0
+
+
+def steps_of(stream, count):
+    """Micro-batches by the step: (list of them, position after the last)."""
+    while True:
+        batches, positions = zip(*itertools.islice(stream, count))
+        yield list(batches), positions[-1]
+
+
+def held_out(objective, config, documents, most=16):
+    """A fixed set of micro-batches of held-out text."""
+    plan = objective.plan(documents, HELD_OUT_COPY)
+    return [objective.batch(plan[rows], HELD_OUT_COPY) for rows in pack(objective.lengths(plan), config.tokens)[:most]]
+
+
+def baseline(corpus, batches, vocabulary):
+    """What needs no model: the loss of each word's frequency, and the score of always guessing the commonest."""
+    counts = np.ones(len(vocabulary))
+    for document in corpus.train:
+        first, last = corpus.sentences[corpus.documents[document:document + 2]]
+        counts += np.bincount(corpus.ids[first:last], minlength=len(counts))
+    labels = np.concatenate([b["labels"] for b in batches])
+    commonest = int(counts.argmax())
+    return dict(loss=float(-np.log(counts / counts.sum())[labels].mean()), token=vocabulary[commonest],
+                accuracy=float((labels == commonest).mean()))
+
+
+# ---- the work of a step
+
+class Workers:
+    """Threads that share the micro-batches of a step, each with a replica of the model: the same weights, gradients of
+    its own. NumPy lets go of the interpreter while it computes, so two cores do nearly twice the work.
+
+    Which worker takes which micro-batch is fixed, and so is the order in which their gradients are added.
+    """
+
+    def __init__(self, model, arena, objective, count):
+        self.objective, self.arena = objective, arena
+        self.models = [model] + [replica(model) for _ in range(count - 1)]
+        self.tensors = [[m.named()[name] for name in arena.names] for m in self.models]
+        self.grads = [arena.grad] + [arena.gradients_of(t) for t in self.tensors[1:]]
+        self.pool = ThreadPoolExecutor(count)
+
+    def gradients(self, batches, seed, step):
+        """Leave the gradient of a step in arena.grad; return its losses by name."""
+        counts = sum(self.objective.counts(b) for b in batches)
+        losses = {}
+        for share in self.pool.map(lambda w: self.share(w, batches, counts, seed, step), range(len(self.models))):
+            for name, value in share:
+                losses[name] = losses.get(name, 0.0) + value
+        for grad in self.grads[1:]:
+            self.arena.grad += grad
+        return losses
+
+    def share(self, w, batches, counts, seed, step):
+        Arena.forget(self.tensors[w])
+        losses = []
+        for i in range(w, len(batches), len(self.models)):
+            with philox.at(seed, step, part=i):
+                parts = self.objective.loss(self.models[w], batches[i], counts)
+                sum(parts.values()).backward()
+            losses += [(name, float(part.item())) for name, part in parts.items()]
+        Arena.settle(self.tensors[w])
+        return losses
+
+    def scores(self, batches):
+        """Means over held-out batches by name."""
+        def of(w):
+            with no_grad():
+                return [self.objective.scores(self.models[w], b) for b in batches[w::len(self.models)]]
+        sums = {}
+        for scores in itertools.chain.from_iterable(self.pool.map(of, range(len(self.models)))):
+            for name, (value, count) in scores.items():
+                total = sums.setdefault(name, [0.0, 0])
+                total[0] += float(value)
+                total[1] += count
+        return {name: value / count for name, (value, count) in sums.items()}
+
+
+def held_out_row(scores):
+    losses = [value for name, value in scores.items() if name.endswith("_loss")]
+    return dict(eval_loss=sum(losses), perplexity=math.exp(min(50, scores["mlm_loss"])), **scores)
+
+
+class Stop:
+    """SIGINT and SIGTERM end the run after the step in hand; a second one ends it at once."""
+    signal = None
+
+    def __init__(self):
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, self)
+
+    def __call__(self, number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        self.signal = number
+
+
+# ---- a run
+
+class Run:
+    """What a run keeps on disk, and how it goes on from there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.checkpoints = runs.Checkpoints(folder / "checkpoints")
+
+    def open_logs(self, step):
+        self.metrics, self.fillings = runs.Log(self.folder / "metrics.jsonl"), runs.Log(self.folder / "fillings.jsonl")
+        for log in self.metrics, self.fillings:
+            log.rewind(step)
+
+    def save(self, step, model, optimizer, state):
+        self.metrics.sync()
+        self.fillings.sync()
+        arrays = dict(model=checkpoint.published_arrays(model), optimizer=dict(m=optimizer.m, v=optimizer.v))
+        saved = self.checkpoints.save(step, arrays, dict(state, updates=optimizer.steps))
+        # The folder itself is a Hugging Face folder: its weights are the newest checkpoint's.
+        link = self.folder / f".model-{os.getpid()}"
+        link.unlink(missing_ok=True)
+        try:
+            os.link(saved / "model.safetensors", link)
+            os.replace(link, self.folder / "model.safetensors")
+        except OSError:                                             # a file system without hard links
+            tbf.save(model, self.folder)
+
+    def restore(self, model, arena, optimizer, saved):
+        _, arrays, state = saved
+        for name, tensor, rows in checkpoint.published(model):
+            tensor.data[slice(None) if rows is None else rows] = arrays["model"][name]
+        optimizer.m[...], optimizer.v[...] = arrays["optimizer"]["m"], arrays["optimizer"]["v"]
+        optimizer.steps = state["updates"]
+        return state
+
+
+def folder_for(args):
+    """--out; or runs/MODEL-SIZE, with a number behind it when that is taken."""
+    if args.out:
+        return Path(args.out)
+    name = f"{args.model}-{args.size}"
+    taken = [p for p in Path("runs").glob(f"{name}*") if re.fullmatch(re.escape(name) + r"(-\d+)?", p.name)]
+    if args.resume:
+        started = [p for p in taken if (p / "run.json").exists()]
+        if not started:
+            raise Error(f"--resume: there is no run runs/{name}; leave --resume out, or name the folder with --out")
+        return max(started, key=lambda p: (p / "run.json").stat().st_mtime)
+    return next(path for i in itertools.count(1)
+                if not (path := Path("runs") / (name if i == 1 else f"{name}-{i}")).exists())
+
+
+def same_run(about, args, config, explicit):
+    """Refuse to go on with other settings than the run was begun with."""
+    begun = dict(about["config"], model=about["model"], size=about["size"], seed=about["seed"],
+                 data=about["arguments"]["data"], tokenizer=about["arguments"]["tokenizer"], workers=about["workers"])
+    now = dict(asdict(config), model=args.model, size=args.size, seed=args.seed, data=args.data,
+               tokenizer=args.tokenizer, workers=args.workers)
+    for name in sorted(explicit & set(begun)):
+        if now[name] != begun[name]:
+            raise Error(f"--resume: --{name.replace('_', '-')} {now[name]}, but this run was begun with "
+                        f"{begun[name]}; leave the option out, or start a new run without --resume")
+
+
+def new_model(module, config, seed):
+    return module.Model(config, Init(seed, config.init))
+
+
+def describe(args, module, config, corpus, model, workers, base):
+    return dict(version=tbf.__version__, model=args.model, size=args.size, config=asdict(config), seed=args.seed,
+                command="python train.py " + shlex.join(sys.argv[1:]), data=corpus.info, workers=workers,
+                arguments=dict(data=args.data, tokenizer=args.tokenizer, encoding=args.encoding), device="cpu",
+                parameters=sum(t.size for t in model.named().values()), baseline=base,
+                machine=dict(python=platform.python_version(), numpy=np.__version__, platform=platform.platform()))
+
+
+def train(args, module, config, explicit):
+    folder = folder_for(args)
+    about = None
+    if args.resume:
+        if not (folder / "run.json").exists():
+            raise Error(f"--resume: {folder} holds no run; leave --resume out to start one there")
+        about = files.read_json(folder / "run.json")
+        same_run(about, args, config, explicit)
+        config = module.Config(**about["config"])
+        args.seed, args.data = about["seed"], about["arguments"]["data"]
+        args.encoding, args.tokenizer = about["arguments"]["encoding"], str(folder)
+    elif (folder / "run.json").exists():
+        raise Error(f"{folder} holds a run already: add --resume to continue it, or choose another --out")
+    if backend.device(args.device) is not np:
+        print("A GPU is here, but this version trains on the CPU.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise Error(f"--out {folder}: {problem.strerror}; choose a folder that can be written") from None
+    with runs.Lock(folder):
+        return loop(args, module, config, about, Run(folder))
+
+
+def loop(args, module, config, about, run):
+    backend.keep_freed_memory()
+    documents, name = documents_of(args)
+    tokenizer = vocabulary(args, config, documents)
+    config = replace(config, vocab=tokenizer.size)
+    corpus = corpus_of(documents, name, args, tokenizer)
+    say(f"data   {corpus.info['name']}: {corpus.info['documents']:,} documents, {corpus.info['words']:,} words, "
+        f"{corpus.info['tokens']:,} tokens of {tokenizer.size:,} kinds; {len(corpus.held)} documents held out")
+    if about and about["data"]["sha256"] != corpus.info["sha256"]:
+        raise Error(f"--resume: {name} is not the text this run was begun with; restore it, or start a new run")
+
+    model = new_model(module, config, args.seed)
+    arena = Arena(model.named().items())
+    optimizer = OPTIMIZERS[config.optimizer](arena, betas=(config.beta1, config.beta2), eps=config.adam_eps,
+                                             decay=config.decay, correct=config.correct, peak=config.lr)
+    objective = module.Objective(config, corpus, tokenizer, args.seed)
+    tests = held_out(objective, config, corpus.held)
+    chosen = fillings.choose(corpus, tokenizer, config.positions)
+    count = about["workers"] if about else max(1, min(args.workers or len(os.sched_getaffinity(0)), config.accumulate))
+    workers = Workers(model, arena, objective, count)
+
+    saved = run.checkpoints.newest() if about else None
+    step, state = 0, dict(position=[0, 0], sums={}, tokens=0)
+    if saved:
+        step, state = saved[0], run.restore(model, arena, optimizer, saved)
+    else:
+        about = describe(args, module, config, corpus, model, count, baseline(corpus, tests, tokenizer.vocab))
+        tokenizer.save(run.folder)
+        checkpoint.write_config(model, run.folder)
+        files.write_atomically(run.folder / "run.json", checkpoint.json_bytes(about))
+    run.open_logs(step)
+    base = about["baseline"]
+    say(f"model  {args.model} {args.size}: {about['parameters']:,} parameters, {count} workers; "
+        + (f"resumed at step {step:,}" if step else f"seed {args.seed}"))
+    say(f"goal   below loss {base['loss']:.2f}, the words' frequencies, and above {base['accuracy']:.1%}, "
+        f"always guessing {base['token']!r}")
+
+    def evaluate():
+        row = held_out_row(workers.scores(tests))
+        run.metrics.append(dict(step=step, **row))
+        run.fillings.append(dict(step=step, rows=fillings.guess(model, tokenizer, chosen)))
+        bar.say(f"step {step:,}: held-out masked words: loss {row['mlm_loss']:.3f}, accuracy {row['mlm_accuracy']:.1%}")
+        return row
+
+    def save():
+        run.save(step, model, optimizer, state)
+
+    stop, began = Stop(), time.perf_counter()
+    stream = Prefetch(steps_of(micro_batches(objective, config, corpus.train, args.seed, state["position"]),
+                               config.accumulate))
+    bar = Progress(config.steps, step)
+    schedule = SCHEDULES[config.schedule]
+    try:
+        if not step:
+            evaluate()
+        for batches, position in stream:
+            if step >= config.steps:
+                break
+            lr = config.lr * schedule(step, config.steps, config.warmup)
+            losses = workers.gradients(batches, args.seed, step)
+            length = clip(arena.grad, config.clip)
+            total = sum(losses.values())
+            if not math.isfinite(total + length):
+                raise Error(f"step {step + 1}: the loss is {total} and the gradient's length {length}; a smaller --lr "
+                            f"or a longer --warmup helps; the last checkpoint in {run.folder} is whole")
+            optimizer.step(lr)
+            step += 1
+            tokens = sum(len(b["ids"]) for b in batches)
+            state["position"] = list(position)
+            state["tokens"] += tokens
+            for key, value in dict(losses, loss=total, grad_norm=length).items():
+                state["sums"][key] = state["sums"].get(key, 0.0) + value
+            bar.advance(tokens, total)
+            if step % args.log_every == 0 or step == config.steps:
+                since = step % args.log_every or args.log_every
+                means = {key: value / since for key, value in state["sums"].items()}
+                run.metrics.append(dict(step=step, **means, lr=lr, tokens=state["tokens"], tokens_per_s=bar.rate(),
+                                        seconds=round(time.perf_counter() - began, 3)))
+                state["sums"] = {}
+            if step % args.eval_every == 0 or step == config.steps:
+                evaluate()
+            if step % args.save_every == 0 or step == config.steps or stop.signal:
+                save()
+            if stop.signal:
+                bar.close()
+                say(f"stopped at step {step:,}, saved in {run.folder}; "
+                    f"continue with: python train.py {args.model} --size {args.size} --out {run.folder} --resume")
+                return 128 + stop.signal
+    finally:
+        bar.close()
+        stream.close()
+    finish(run, model, tokenizer, chosen, base)
+    return 0
+
+
+def finish(run, model, tokenizer, chosen, base):
+    rows = fillings.guess(model, tokenizer, chosen)
+    say("what it fills in, in text it never saw:")
+    for line in fillings.as_lines(rows):
+        say(line)
+    last = [row for row in runs.read_lines(run.folder / "metrics.jsonl") if "eval_loss" in row][-1]
+    say(f"done   held-out loss {last['mlm_loss']:.3f} (word frequencies: {base['loss']:.3f}), "
+        f"accuracy {last['mlm_accuracy']:.1%} (commonest word: {base['accuracy']:.1%})")
+    say(f"report {report.write(run.folder)}\nrun    {run.folder}   (transformers loads this folder, too)")
+
+
+def say(line):
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line now and then, so that log files stay readable."""
+
+    def __init__(self, steps, start):
+        self.steps, self.step, self.live = steps, start, sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not self.live)
+        self.clock, self.tokens, self.told, self.speed = time.perf_counter(), 0, time.perf_counter(), 0.0
+        self.loss = None
+
+    def advance(self, tokens, loss):
+        self.step += 1
+        self.tokens += tokens
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        now = time.perf_counter()
+        self.bar.update()
+        if now - self.clock > 1:
+            self.bar.set_postfix_str(f"loss {self.loss:.3f}, {self.rate():,.0f} tokens/s", refresh=False)
+        if not self.live and now - self.told > 10:
+            self.told = now
+            left = (self.steps - self.step) * (now - self.clock) / max(1, self.step - self.bar.initial)
+            say(f"step {self.step:,}/{self.steps:,}  loss {self.loss:.3f}  {self.rate():,.0f} tokens/s  "
+                f"{left:,.0f} s left")
+
+    def rate(self):
+        return round(self.tokens / max(1e-9, time.perf_counter() - self.clock), 1)
+
+    def say(self, line):
+        say(line)
+
+    def close(self):
+        self.bar.close()
+
+
+def main(argv):
+    try:
+        return train(*read_command(argv))
+    except Error as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("error: out of memory; try smaller --tokens (with larger --accumulate), or --recompute true", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the first step; nothing was lost", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
