@@ -10,9 +10,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # cores share micro-batches, not single products: see Workers
 
 import argparse
-import difflib
 import hashlib
-import inspect
 import itertools
 import json
 import math
@@ -22,22 +20,21 @@ import shlex
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import tinybert_family as tbf
 from tinybert_family import Error, checkpoint, files, fillings, report, runs
-from tinybert_family.engine import backend, philox
-from tinybert_family.engine.autograd import no_grad
-from tinybert_family.engine.nn import Init, replica
+from tinybert_family.console import Parser, Progress, say
+from tinybert_family.engine import backend
+from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import OPTIMIZERS, SCHEDULES, Arena, clip
 from tinybert_family.text import corpus as texts
 from tinybert_family.text.batches import Prefetch, pack
 from tinybert_family.text.wordpiece import WordPiece
+from tinybert_family.workers import Workers
 
 ORDER, HELD_OUT_COPY = 1, 0                             # streams of random numbers beside those of the data
 
@@ -65,11 +62,6 @@ def options():
     return parser
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise Error(message)
-
-
 def read_command(argv):
     """-> (options, the model's file, its Config, the names that were given on the command line)"""
     model = argv[0] if argv and not argv[0].startswith("-") else "bert"
@@ -80,37 +72,13 @@ def read_command(argv):
     if size not in module.SIZES:
         raise Error(f"--size {size}: {model} has the sizes {', '.join(module.SIZES)}")
     parser = options()
-    group = parser.add_argument_group("settings of the model and its recipe")
     base = module.SIZES[size]
-    for field in fields(module.Config):
-        group.add_argument("--" + field.name.replace("_", "-"), dest="config_" + field.name, metavar="VALUE",
-                           type=KINDS[type(field.default)], help=f"{comments(module).get(field.name, '')} "
-                           f"({getattr(base, field.name)})".replace("%", "%%"))
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [s for action in parser._actions for s in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, 1)
-        hint = f"did you mean {near[0]}?" if near else f"train.py {model} --help lists what there is"
-        raise Error(f"unknown option {unknown[0]}; {hint}")
+    parser.add_settings(module, base)
+    args = parser.read(argv)
     given = {k: v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
     config = replace(base, **{k.removeprefix("config_"): v for k, v in given.items()})
     explicit = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
     return args, module, config, explicit
-
-
-def truth(word):
-    if word.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
-    return word.lower() in ("true", "1", "yes")
-
-
-KINDS = {int: int, float: float, str: str, bool: truth}
-
-
-def comments(module):
-    """{field: the comment beside it}: the Config's own text is the help."""
-    source = "".join(inspect.getsource(c) for c in reversed(module.Config.__mro__[:-1]))
-    return dict(re.findall(r"^    (\w+): \w+ = .*?# (.*)$", source, re.M))
 
 
 # ---- the data
@@ -126,9 +94,7 @@ def documents_of(args):
 
 
 def vocabulary(args, config, documents):
-    """The tokenizer: the user's, or one trained on a sample of the corpus, as large as the corpus can fill."""
-    if args.tokenizer:
-        return tbf.load_tokenizer(args.tokenizer)
+    """A tokenizer trained on a sample of the corpus, as large as the corpus can fill."""
     sample, characters = [], 0
     for document in documents():
         sample.append("\n".join(document.sentences))
@@ -142,7 +108,7 @@ def vocabulary(args, config, documents):
 def corpus_of(documents, name, args, tokenizer):
     """The corpus as memory-mapped numbers, made once for a text and a vocabulary."""
     key = hashlib.sha256("\n".join(tokenizer.vocab).encode())
-    for path in sorted(p for root in args.data or [] for p in texts.listed([Path(root)])):
+    for path, *_ in texts.listed([Path(p) for p in args.data or []]):
         key.update(f"{path} {os.stat(path).st_size} {os.stat(path).st_mtime_ns}".encode())
     key.update(name.encode() + args.encoding.encode())
     folder = texts.cache_folder() / f"corpus-{key.hexdigest()[:16]}"
@@ -194,56 +160,6 @@ def baseline(corpus, batches, vocabulary):
 
 
 # ---- the work of a step
-
-class Workers:
-    """Threads that share the micro-batches of a step, each with a replica of the model: the same weights, gradients of
-    its own. NumPy lets go of the interpreter while it computes, so two cores do nearly twice the work.
-
-    Which worker takes which micro-batch is fixed, and so is the order in which their gradients are added.
-    """
-
-    def __init__(self, model, arena, objective, count):
-        self.objective, self.arena = objective, arena
-        self.models = [model] + [replica(model) for _ in range(count - 1)]
-        self.tensors = [[m.named()[name] for name in arena.names] for m in self.models]
-        self.grads = [arena.grad] + [arena.gradients_of(t) for t in self.tensors[1:]]
-        self.pool = ThreadPoolExecutor(count)
-
-    def gradients(self, batches, seed, step):
-        """Leave the gradient of a step in arena.grad; return its losses by name."""
-        counts = sum(self.objective.counts(b) for b in batches)
-        losses = {}
-        for share in self.pool.map(lambda w: self.share(w, batches, counts, seed, step), range(len(self.models))):
-            for name, value in share:
-                losses[name] = losses.get(name, 0.0) + value
-        for grad in self.grads[1:]:
-            self.arena.grad += grad
-        return losses
-
-    def share(self, w, batches, counts, seed, step):
-        Arena.forget(self.tensors[w])
-        losses = []
-        for i in range(w, len(batches), len(self.models)):
-            with philox.at(seed, step, part=i):
-                parts = self.objective.loss(self.models[w], batches[i], counts)
-                sum(parts.values()).backward()
-            losses += [(name, float(part.item())) for name, part in parts.items()]
-        Arena.settle(self.tensors[w])
-        return losses
-
-    def scores(self, batches):
-        """Means over held-out batches by name."""
-        def of(w):
-            with no_grad():
-                return [self.objective.scores(self.models[w], b) for b in batches[w::len(self.models)]]
-        sums = {}
-        for scores in itertools.chain.from_iterable(self.pool.map(of, range(len(self.models)))):
-            for name, (value, count) in scores.items():
-                total = sums.setdefault(name, [0.0, 0])
-                total[0] += float(value)
-                total[1] += count
-        return {name: value / count for name, (value, count) in sums.items()}
-
 
 def held_out_row(scores):
     losses = [value for name, value in scores.items() if name.endswith("_loss")]
@@ -318,7 +234,8 @@ def folder_for(args):
 def same_run(about, args, config, explicit):
     """Refuse to go on with other settings than the run was begun with."""
     begun = dict(about["config"], model=about["model"], size=about["size"], seed=about["seed"],
-                 data=about["arguments"]["data"], tokenizer=about["arguments"]["tokenizer"], workers=about["workers"])
+                 data=about["arguments"]["data"], tokenizer=about["arguments"]["tokenizer"],
+                 vocab=about["arguments"]["vocab"], workers=about["workers"])
     now = dict(asdict(config), model=args.model, size=args.size, seed=args.seed, data=args.data,
                tokenizer=args.tokenizer, workers=args.workers)
     for name in sorted(explicit & set(begun)):
@@ -331,10 +248,10 @@ def new_model(module, config, seed):
     return module.Model(config, Init(seed, config.init))
 
 
-def describe(args, module, config, corpus, model, workers, base):
+def describe(args, module, config, asked, corpus, model, workers, base):
     return dict(version=tbf.__version__, model=args.model, size=args.size, config=asdict(config), seed=args.seed,
                 command="python train.py " + shlex.join(sys.argv[1:]), data=corpus.info, workers=workers,
-                arguments=dict(data=args.data, tokenizer=args.tokenizer, encoding=args.encoding), device="cpu",
+                arguments=dict(data=args.data, tokenizer=args.tokenizer, encoding=args.encoding, vocab=asked), device="cpu",
                 parameters=sum(t.size for t in model.named().values()), baseline=base,
                 machine=dict(python=platform.python_version(), numpy=np.__version__, platform=platform.platform()))
 
@@ -364,9 +281,10 @@ def train(args, module, config, explicit):
 
 def loop(args, module, config, about, run):
     backend.keep_freed_memory()
+    tokenizer = tbf.load_tokenizer(args.tokenizer) if args.tokenizer else None
     documents, name = documents_of(args)
-    tokenizer = vocabulary(args, config, documents)
-    config = replace(config, vocab=tokenizer.size)
+    tokenizer = tokenizer or vocabulary(args, config, documents)
+    asked, config = config.vocab, replace(config, vocab=tokenizer.size)
     corpus = corpus_of(documents, name, args, tokenizer)
     say(f"data   {corpus.info['name']}: {corpus.info['documents']:,} documents, {corpus.info['words']:,} words, "
         f"{corpus.info['tokens']:,} tokens of {tokenizer.size:,} kinds; {len(corpus.held)} documents held out")
@@ -388,11 +306,11 @@ def loop(args, module, config, about, run):
     if saved:
         step, state = saved[0], run.restore(model, arena, optimizer, saved)
     else:
-        about = describe(args, module, config, corpus, model, count, baseline(corpus, tests, tokenizer.vocab))
+        about = describe(args, module, config, asked, corpus, model, count, baseline(corpus, tests, tokenizer.vocab))
         tokenizer.save(run.folder)
         checkpoint.write_config(model, run.folder)
         files.write_atomically(run.folder / "run.json", checkpoint.json_bytes(about))
-    run.open_logs(step)
+    run.open_logs(step if saved else -1)
     base = about["baseline"]
     say(f"model  {args.model} {args.size}: {about['parameters']:,} parameters, {count} workers; "
         + (f"resumed at step {step:,}" if step else f"seed {args.seed}"))
@@ -403,7 +321,7 @@ def loop(args, module, config, about, run):
         row = held_out_row(workers.scores(tests))
         run.metrics.append(dict(step=step, **row))
         run.fillings.append(dict(step=step, rows=fillings.guess(model, tokenizer, chosen)))
-        bar.say(f"step {step:,}: held-out masked words: loss {row['mlm_loss']:.3f}, accuracy {row['mlm_accuracy']:.1%}")
+        say(f"step {step:,}: held-out masked words: loss {row['mlm_loss']:.3f}, accuracy {row['mlm_accuracy']:.1%}")
         return row
 
     def save():
@@ -466,44 +384,6 @@ def finish(run, model, tokenizer, chosen, base):
     say(f"done   held-out loss {last['mlm_loss']:.3f} (word frequencies: {base['loss']:.3f}), "
         f"accuracy {last['mlm_accuracy']:.1%} (commonest word: {base['accuracy']:.1%})")
     say(f"report {report.write(run.folder)}\nrun    {run.folder}   (transformers loads this folder, too)")
-
-
-def say(line):
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
-
-
-class Progress:
-    """A bar on a terminal; elsewhere a line now and then, so that log files stay readable."""
-
-    def __init__(self, steps, start):
-        self.steps, self.step, self.live = steps, start, sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not self.live)
-        self.clock, self.tokens, self.told, self.speed = time.perf_counter(), 0, time.perf_counter(), 0.0
-        self.loss = None
-
-    def advance(self, tokens, loss):
-        self.step += 1
-        self.tokens += tokens
-        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        now = time.perf_counter()
-        self.bar.update()
-        if now - self.clock > 1:
-            self.bar.set_postfix_str(f"loss {self.loss:.3f}, {self.rate():,.0f} tokens/s", refresh=False)
-        if not self.live and now - self.told > 10:
-            self.told = now
-            left = (self.steps - self.step) * (now - self.clock) / max(1, self.step - self.bar.initial)
-            say(f"step {self.step:,}/{self.steps:,}  loss {self.loss:.3f}  {self.rate():,.0f} tokens/s  "
-                f"{left:,.0f} s left")
-
-    def rate(self):
-        return round(self.tokens / max(1e-9, time.perf_counter() - self.clock), 1)
-
-    def say(self, line):
-        say(line)
-
-    def close(self):
-        self.bar.close()
 
 
 def main(argv):
