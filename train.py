@@ -244,6 +244,10 @@ def same_run(about, args, config, explicit):
                         f"{begun[name]}; leave the option out, or start a new run without --resume")
 
 
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def new_model(module, config, seed):
     return module.Model(config, Init(seed, config.init))
 
@@ -280,7 +284,6 @@ def train(args, module, config, explicit):
 
 
 def loop(args, module, config, about, run):
-    backend.keep_freed_memory()
     tokenizer = tbf.load_tokenizer(args.tokenizer) if args.tokenizer else None
     documents, name = documents_of(args)
     tokenizer = tokenizer or vocabulary(args, config, documents)
@@ -298,7 +301,7 @@ def loop(args, module, config, about, run):
     objective = module.Objective(config, corpus, tokenizer, args.seed)
     tests = held_out(objective, config, corpus.held)
     chosen = fillings.choose(corpus, tokenizer, config.positions)
-    count = about["workers"] if about else max(1, min(args.workers or len(os.sched_getaffinity(0)), config.accumulate))
+    count = about["workers"] if about else max(1, min(args.workers or cores(), config.accumulate))
     workers = Workers(model, arena, objective, count)
 
     saved = run.checkpoints.newest() if about else None

@@ -198,6 +198,7 @@ BAD_TENSORS = {
     "65 dimensions": bad([1] * 65, 0, 4),
     "size of 90 digits": bad([10**90], 0, 4),
     "product past 2**64": bad([2**32, 2**32], 0, 0, size=0),
+    "product of 2**63, and zero": bad([0, 2**61], 0, 0, size=0),
     "product past 2**64, and zero": bad([0, 2**62, 2**62], 0, 0, size=0),
     "larger than the file": bad([2**40], 0, 2**42),
     "no offsets": pack({"x": {"dtype": "F32", "shape": [1]}}, bytes(4)),
@@ -383,6 +384,13 @@ def test_what_a_file_cannot_hold_is_refused_and_the_old_file_kept(path, tensors)
 
 def test_metadata_other_than_text_is_refused(path):
     refused(lambda: files.write_safetensors(path, {}, {"step": 1}), path)
+
+
+def test_a_temporary_file_never_takes_over_another(path):
+    path.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        files.write_synced(path, [b"new"])
+    assert path.read_bytes() == b"old"
 
 
 def test_an_iterable_is_written_piece_by_piece(tmp_path):

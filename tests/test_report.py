@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinybert_family import report
+from tinybert_family import plots, report
 from tinybert_family.error import Error
 
 RUN = {"version": "0.1", "model": "bert", "size": "smoke", "seed": 7, "workers": 2, "device": "cpu",
@@ -299,15 +299,15 @@ def test_a_long_run_stays_small_and_its_curves_keep_their_shape(tmp_path):
     page = read(make(tmp_path, rows=rows_of(range(20_000), 20),
                      fills=[many(step, 12) for step in range(0, 20_000, 200)]))
     assert len(page.source.encode()) < 150_000
-    assert max(path["d"].count("L") for path in page.all("path")) == report.POINTS - 1
+    assert max(path["d"].count("L") for path in page.all("path")) == plots.POINTS - 1
     assert "19,999 steps, held-out masked loss 4.82" in title(page)
 
 
 def test_thinning_takes_means_of_neighbours_and_passes_over_what_is_no_number():
     points = [(s, float(s) if s != 5 else math.nan) for s in range(12)]
-    assert report.thinned(points, 3) == [(1.5, 1.5), (5.5, (4 + 6 + 7) / 3), (9.5, 9.5)]
-    assert report.thinned(points[:2], 3) == points[:2]
-    assert report.thinned([], 3) == []
+    assert plots.thinned(points, 3) == [(1.5, 1.5), (5.5, (4 + 6 + 7) / 3), (9.5, 9.5)]
+    assert plots.thinned(points[:2], 3) == points[:2]
+    assert plots.thinned([], 3) == []
 
 
 def test_the_same_run_gives_the_same_bytes_and_leaves_no_other_file(tmp_path):
@@ -411,7 +411,7 @@ def test_ticks_are_few_round_and_enclose_the_range(low, width):
     high = low + width
     if high - low < 1e-6 * max(abs(low), abs(high)):
         return                              # extent() never asks for so narrow a range
-    ys = report.ticks(low, high, math.floor, math.ceil)
+    ys = plots.ticks(low, high, math.floor, math.ceil)
     slack = 1e-5 * (high - low)
     assert 3 <= len(ys) <= 8 and ys == sorted(set(ys))
     assert ys[0] <= low + slack and ys[-1] >= high - slack
@@ -422,13 +422,15 @@ def test_ticks_are_few_round_and_enclose_the_range(low, width):
 
 @pytest.mark.parametrize("label", "0 5e-4 1.25e-5 0.25 -0.5 3000 1e15".split())
 def test_short_numbers_stand_as_they_are(label):
-    assert report.tick(float(label)) == label
+    assert plots.tick(float(label)) == label
 
 
 def test_long_numbers_are_shortened():
-    assert report.tick(20_000.0) == "20k"
-    assert report.tick(1.5e6) == "1.5M"
-    assert report.tick(2e9) == "2G"
+    assert plots.tick(20_000.0) == "20k"
+    assert plots.tick(1.5e6) == "1.5M"
+    assert plots.tick(2e9) == "2G"
+    assert plots.measured(1955.0123) == "1955"
+    assert plots.measured(4.8249) == "4.82"
 
 
 # --- in a browser --------------------------------------------------------------------------------

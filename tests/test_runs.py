@@ -26,6 +26,12 @@ CHANGES = ["open", "write", "fsync", "rename", "replace", "unlink", "rmdir", "mk
 DEATHS = ["killed", "killed inside", "power cut", "power cut, names lost"]
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Forcing bytes to a real disk is slow, and nobody cuts this machine's power meanwhile."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 class Dead(BaseException):
     """Nobody in the code under test may catch it."""
 
@@ -74,7 +80,7 @@ class Disk:
         self.loose.setdefault(os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size)
         return os.write(descriptor, data)
 
-    def _fsync(self, descriptor):         # the real one is slow, and tells nothing as we do not die
+    def _fsync(self, descriptor):
         inode = os.fstat(descriptor).st_ino
         self.loose.pop(inode, None)
         self.names = [row for row in self.names if row[0] != inode]
@@ -429,10 +435,11 @@ def test_a_second_run_in_the_folder_is_refused_and_told_who_holds_it(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    program = "import sys, time; from tinybert_family.runs import Lock\n" \
-              "with Lock(sys.argv[1]): print('held', flush=True); time.sleep(100)"
+    (tmp_path / ".lock").write_text("12345678901\n")       # what an older run left, and longer
+    program = "import sys; from tinybert_family.runs import Lock\n" \
+              "with Lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT,
-                          stdout=subprocess.PIPE) as child:
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"held\n"
         with pytest.raises(Error, match=f"process {child.pid}; "), Lock(tmp_path):
             pass

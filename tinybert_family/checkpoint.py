@@ -1,7 +1,8 @@
-"""Published checkpoints in and out: the folder layout of Hugging Face, config.json beside model.safetensors.
+"""Published checkpoints in and out: Hugging Face's folders, config.json beside model.safetensors.
 
-A model's file in models/ says what its parameters are called there (NAMES) and its settings (HF_CONFIG); this file
-does the rest for all of them. Weights are mapped, not read: what is used as it stands is copied nowhere.
+A model's file in models/ says what its parameters are called there (NAMES) and its settings
+(HF_CONFIG); this file does the rest for all of them. Weights are mapped, not read: what is used as
+it stands is copied nowhere.
 """
 import importlib
 import json
@@ -13,7 +14,8 @@ import numpy as np
 
 from .engine.nn import Init
 from .error import Error
-from .files import read_json, read_safetensors, safetensors_header, write_atomically, write_safetensors
+from .files import (read_json, read_safetensors, safetensors_header, write_atomically,
+                    write_safetensors)
 from .models.names import published
 from .text.wordpiece import WordPiece
 
@@ -22,7 +24,8 @@ VARIANTS = dict(bert="bert")                # model_type in config.json -> file 
 
 def variant(model_type, where):
     if model_type not in VARIANTS:
-        raise Error(f"{where}: {model_type!r} is no model of this family; these are: {', '.join(sorted(VARIANTS))}")
+        raise Error(f"{where}: {model_type!r} is no model of this family; these are: "
+                    f"{', '.join(sorted(VARIANTS))}")
     return importlib.import_module(f".models.{VARIANTS[model_type]}", __package__)
 
 
@@ -32,14 +35,15 @@ def file_of(model):
 
 
 def load(folder, dtype=np.float32):
-    """The model of a folder as transformers saves it. It has the heads that the file has weights for."""
+    """The model of a folder as transformers saves it, with the heads that have weights there."""
     folder = Path(folder)
     where = folder / "config.json"
     settings = read_json(where)
     module = variant(settings.get("model_type"), where)
     path = weights_file(folder)
     renamed = our_spelling(module, safetensors_header(path))
-    model = module.Model(read_config(module, settings, where), Init(dtype=dtype), heads_in(module, renamed))
+    config, heads = read_config(module, settings, where), heads_in(module, renamed)
+    model = module.Model(config, Init(dtype=dtype), heads)
     model.settings = settings
     fill(model, read_safetensors(path), renamed, path, dtype)
     return model
@@ -57,7 +61,10 @@ def save(model, folder):
 
 
 def published_arrays(model):
-    """{name in the published file: array}. A model without heads is published without the prefix they need."""
+    """{name in the published file: array}.
+
+    A model without heads is published without the prefix that heads need.
+    """
     module = file_of(model)
     bare = architecture(model) == next(iter(module.HF_CLASSES))
     prefix = module.HF_TYPE + "." if bare else ""
@@ -70,7 +77,10 @@ def load_tokenizer(folder):
 
 
 def count_parameters(config):
-    """How many parameters a config.json (its dict, its path or its folder) describes; shapes only, no memory."""
+    """How many parameters a config.json describes, given as its dict, its path or its folder.
+
+    Shapes only; no memory is taken for the parameters themselves.
+    """
     where = "config"
     if not isinstance(config, dict):
         where = Path(config) / "config.json" if Path(config).is_dir() else Path(config)
@@ -87,7 +97,8 @@ def known_class(module, settings, where):
     """The class that `architectures` names, or the bare model."""
     name = (settings.get("architectures") or [next(iter(module.HF_CLASSES))])[0]
     if name not in module.HF_CLASSES:
-        raise Error(f"{where}: architectures {name!r}, but these are known: {', '.join(module.HF_CLASSES)}")
+        raise Error(f"{where}: architectures {name!r}, but these are known: "
+                    f"{', '.join(module.HF_CLASSES)}")
     return name
 
 
@@ -110,12 +121,13 @@ def read_config(module, settings, where):
 
 
 def typed(value, kind, what):
-    """A number where a number belongs: 512 and 512.0 may stand for each other, true and "512" may not."""
+    """A number where a number belongs: 512.0 may stand for 512, true and "512" may not."""
     if kind is str and isinstance(value, str):
         return value
-    if kind in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool) and (
-            kind is float or value == int(value)) and abs(value) < 2 ** 31:
-        return kind(value)
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in (int, float) and numeric and (kind is float or value == int(value)):
+        if abs(value) < 2 ** 31:
+            return kind(value)
     raise Error(f"{what} is {value!r}, but {'a word' if kind is str else 'a number'} is wanted")
 
 
@@ -123,10 +135,12 @@ def write_config(model, folder):
     """config.json: what was loaded, if anything was, with this model's values over it."""
     module = file_of(model)
     values = {theirs: getattr(model.config, ours) for ours, theirs in module.HF_CONFIG.items()}
-    values["initializer_range"] = values.get("initializer_range") or 0.02       # 0 is our word for fan-in
-    settings = {**getattr(model, "settings", {"pad_token_id": 0}), **values, "model_type": module.HF_TYPE,
-                "architectures": [architecture(model)], "dtype": str(model.embeddings.word.dtype)}
-    write_atomically(folder / "config.json", json_bytes(settings))
+    # 0 is our word for 1 / sqrt(fan-in); the published one has no such value.
+    values["initializer_range"] = values.get("initializer_range") or 0.02
+    loaded = getattr(model, "settings", {"pad_token_id": 0})
+    own = {"model_type": module.HF_TYPE, "architectures": [architecture(model)],
+           "dtype": str(model.embeddings.word.dtype)}
+    write_atomically(folder / "config.json", json_bytes({**loaded, **values, **own}))
 
 
 def json_bytes(value):
@@ -146,19 +160,24 @@ def architecture(model):
 def weights_file(folder):
     path = folder / "model.safetensors"
     if not path.exists() and (old := sorted(folder.glob("*.bin"))):
-        raise Error(f"{path}: not there, and {old[0].name} is a pickle, which can run any program; load it with "
-                    "transformers and call save_pretrained, which writes model.safetensors")
+        raise Error(f"{path}: not there, and {old[0].name} is a pickle, which can run any program; "
+                    "load it with transformers and call save_pretrained, which writes "
+                    "model.safetensors")
     return path
 
 
 def our_spelling(module, names):
-    """{the name as it is spelled today: the name in the file}. Old files say gamma and beta, and a bare model's file
-    leaves out the prefix that a model with heads has."""
+    """{the name as it is spelled today: the name in the file}.
+
+    Old files say gamma and beta, and a bare model's file leaves out the prefix that a model with
+    heads has.
+    """
     prefix = module.HF_TYPE + "."
     bare = not any(name.startswith(prefix) for name in names)
     spelled = {}
     for name in names:
-        today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+        today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+        today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
         if bare and not today.startswith(module.HF_HEAD_PREFIX):
             today = prefix + today
         if not re.fullmatch(module.HF_IGNORED, today):
@@ -177,7 +196,10 @@ def heads_in(module, names):
 
 
 def fill(model, arrays, renamed, path, dtype):
-    """Give every parameter its array; anything missing, left over or of another shape is an Error that says so."""
+    """Give every parameter its array.
+
+    Anything missing, left over or of another shape is an Error that says so.
+    """
     wanted = {name: (tensor, rows) for name, tensor, rows in published(model)}
     complain(path, "lacks", set(wanted) - set(renamed))
     tied = file_of(model).HF_TIED if model.mlm is not None else {}
@@ -186,8 +208,8 @@ def fill(model, arrays, renamed, path, dtype):
         array = arrays[renamed[name]]
         shape = tensor.data[slice(None) if rows is None else rows].shape
         if array.shape != shape:
-            raise Error(f"{path}: {renamed[name]} has shape {array.shape}, but config.json makes it {shape}; "
-                        "the two files do not belong together")
+            raise Error(f"{path}: {renamed[name]} has shape {array.shape}, but config.json makes "
+                        f"it {shape}; the two files do not belong together")
         if rows is None:
             tensor.data = array.astype(dtype, copy=False)
         else:
@@ -196,7 +218,8 @@ def fill(model, arrays, renamed, path, dtype):
             tensor.data[rows] = array
     for name, ours in tied.items():
         if name in renamed and not np.array_equal(arrays[renamed[name]], arrays[renamed[ours]]):
-            raise Error(f"{path}: {renamed[name]} differs from {renamed[ours]}; a decoder of its own is not supported")
+            raise Error(f"{path}: {renamed[name]} differs from {renamed[ours]}; "
+                        "a decoder of its own is not supported")
 
 
 def complain(path, verb, names):

@@ -1,4 +1,7 @@
-"""What train.py and bench.py share at the terminal: options made from a Config's fields, one-line errors, a progress bar."""
+"""What train.py and bench.py share at the terminal.
+
+Options made from a Config's fields, errors of one line, and a progress bar.
+"""
 import argparse
 import difflib
 import inspect
@@ -19,13 +22,14 @@ class Parser(argparse.ArgumentParser):
         raise Error(message)
 
     def add_settings(self, module, base):
-        """An option for every field of the model's Config, its help the comment beside the field."""
+        """An option for every field of the model's Config; the comment beside it is the help."""
         group = self.add_argument_group("settings of the model and its recipe")
         about = comments(module)
         for field in fields(module.Config):
-            group.add_argument("--" + field.name.replace("_", "-"), dest="config_" + field.name, metavar="VALUE",
-                               type=KINDS[type(field.default)],
-                               help=f"{about.get(field.name, '')} ({getattr(base, field.name)})".replace("%", "%%"))
+            flag = "--" + field.name.replace("_", "-")
+            told = f"{about.get(field.name, '')} ({getattr(base, field.name)})"
+            group.add_argument(flag, dest="config_" + field.name, metavar="VALUE",
+                               type=KINDS[type(field.default)], help=told.replace("%", "%%"))
 
     def read(self, argv):
         """The options; an unknown one is an Error that names the nearest."""
@@ -63,9 +67,10 @@ class Progress:
 
     def __init__(self, steps, start):
         self.steps, self.start, self.step, self.live = steps, start, start, sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not self.live)
-        self.clock, self.tokens, self.told, self.speed = time.perf_counter(), 0, time.perf_counter(), 0.0
-        self.loss = None
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True,
+                        disable=not self.live)
+        self.clock = self.told = time.perf_counter()
+        self.tokens, self.speed, self.loss = 0, 0.0, None
 
     def advance(self, tokens, loss):
         self.step += 1
@@ -74,12 +79,13 @@ class Progress:
         now = time.perf_counter()
         self.bar.update()
         if now - self.clock > 1:
-            self.bar.set_postfix_str(f"loss {self.loss:.3f}, {self.rate():,.0f} tokens/s", refresh=False)
+            self.bar.set_postfix_str(f"loss {self.loss:.3f}, {self.rate():,.0f} tokens/s",
+                                     refresh=False)
         if not self.live and now - self.told > 10:
             self.told = now
             left = (self.steps - self.step) * (now - self.clock) / (self.step - self.start)
-            say(f"step {self.step:,}/{self.steps:,}  loss {self.loss:.3f}  {self.rate():,.0f} tokens/s  "
-                f"{left:,.0f} s left")
+            say(f"step {self.step:,}/{self.steps:,}  loss {self.loss:.3f}  "
+                f"{self.rate():,.0f} tokens/s  {left:,.0f} s left")
 
     def rate(self):
         return round(self.tokens / max(1e-9, time.perf_counter() - self.clock), 1)

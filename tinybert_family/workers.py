@@ -9,10 +9,12 @@ from .engine.optim import Arena
 
 
 class Workers:
-    """Threads that share the micro-batches of a step, each with a replica of the model: the same weights, gradients of
-    its own. NumPy lets go of the interpreter while it computes, so two cores do nearly twice the work.
+    """Threads that share the micro-batches of a step, each with a replica of the model: the same
+    weights, gradients of its own. NumPy lets go of the interpreter while it computes, so two cores
+    do nearly twice the work.
 
-    Which worker takes which micro-batch is fixed, and so is the order in which their gradients are added.
+    Which worker takes which micro-batch is fixed, and so is the order in which their gradients
+    are added.
     """
 
     def __init__(self, model, arena, objective, count):
@@ -26,7 +28,9 @@ class Workers:
         """Leave the gradient of a step in arena.grad; return its losses by name."""
         counts = sum(self.objective.counts(b) for b in batches)
         losses = {}
-        for share in self.pool.map(lambda w: self.share(w, batches, counts, seed, step), range(len(self.models))):
+        shares = self.pool.map(lambda w: self.share(w, batches, counts, seed, step),
+                               range(len(self.models)))
+        for share in shares:
             for name, value in share:
                 losses[name] = losses.get(name, 0.0) + value
         for grad in self.grads[1:]:
@@ -48,9 +52,11 @@ class Workers:
         """Means over held-out batches by name."""
         def of(w):
             with no_grad():
-                return [self.objective.scores(self.models[w], b) for b in batches[w::len(self.models)]]
+                mine = batches[w::len(self.models)]
+                return [self.objective.scores(self.models[w], b) for b in mine]
         sums = {}
-        for scores in itertools.chain.from_iterable(self.pool.map(of, range(len(self.models)))):
+        done = self.pool.map(of, range(len(self.models)))
+        for scores in itertools.chain.from_iterable(done):
             for name, (value, count) in scores.items():
                 total = sums.setdefault(name, [0.0, 0])
                 total[0] += float(value)

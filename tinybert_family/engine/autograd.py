@@ -1,10 +1,11 @@
 """Reverse-mode differentiation in a page and a half.
 
 An op is a pair of pure functions on arrays, `y, saved = forward(xp, *arrays, **static)` and
-`grads = backward(xp, saved, dy, **static)`. Called on Tensors, it also leaves a Node: what it saved, who its parents
-are, and a birth number. Python has just run the program in an order where parents come first, so backward visits the
-reachable Nodes newest first: no recursion, no sorting of the graph. A Node points only at Nodes, never back at a
-Tensor, so there are no cycles and every array dies with its last use.
+`grads = backward(xp, saved, dy, **static)`. Called on Tensors, it also leaves a Node: what
+it saved, who its parents are, and a birth number. Python has just run the program in an
+order where parents come first, so backward visits the reachable Nodes newest first: no
+recursion, no sorting of the graph. A Node points only at Nodes, never back at a Tensor, so
+there are no cycles and every array dies with its last use.
 
 There is no double backward (no model of this family needs it), and no op changes a Tensor in place.
 """
@@ -39,15 +40,17 @@ class Part:
 class Node:
     """One step of the program, or a leaf (op None) that keeps the gradient it receives."""
     __slots__ = ("op", "pair", "saved", "static", "parents", "birth", "grad", "state")
-    SHARED, OWN, STALE = range(3)           # may others hold grad? is it ours to add into? left from a step ago?
+    # The state of grad: others may hold it; ours to add into; left over from a step ago.
+    SHARED, OWN, STALE = range(3)
 
     def __init__(self, op=None, pair=None, saved=None, static=None, parents=()):
         self.op, self.pair, self.saved, self.static, self.parents = op, pair, saved, static, parents
         self.birth, self.grad, self.state = next(_births), None, Node.SHARED
 
     def receive(self, xp, g):
-        """Add g to the gradient. The first array to arrive is kept as it is, since op pairs return it once and
-        never write to it again; from the second on the sum is our own, and the rest is added in place."""
+        """Add g to the gradient. The first array to arrive is kept as it is, since op pairs
+        return it once and never write to it again; from the second on the sum is our own,
+        and the rest is added in place."""
         if type(g) is Part:
             if self.grad is None:
                 self.grad = xp.zeros(g.shape, g.rows.dtype)
@@ -106,11 +109,13 @@ class Tensor:
     def backward(self, seed=None):
         """Give every leaf below this Tensor its share of d(sum of seed * self)."""
         if self.node is None:
-            raise Error("backward: nothing below this Tensor wants a gradient (was it made under no_grad?)")
+            raise Error("backward: nothing below this Tensor wants a gradient "
+                        "(was it made under no_grad?)")
         xp = module_of(self.data)
         if seed is None:
             if self.size != 1:
-                raise Error(f"backward: the Tensor has shape {self.shape}; only a single number needs no seed")
+                raise Error(f"backward: the Tensor has shape {self.shape}; "
+                            "only a single number needs no seed")
             seed = xp.ones_like(self.data)
         self.node.receive(xp, xp.asarray(seed, self.dtype))
         waiting = _reachable(self.node)
@@ -119,8 +124,10 @@ class Tensor:
             if node.op is None:
                 continue                    # a leaf keeps its gradient
             if node.pair is None:
-                raise Error("backward: it ran through this result already and freed it; compute it again")
-            for parent, g in zip(node.parents, node.pair.backward(xp, node.saved, node.grad, **node.static)):
+                raise Error("backward: it ran through this result already and freed it; "
+                            "compute it again")
+            grads = node.pair.backward(xp, node.saved, node.grad, **node.static)
+            for parent, g in zip(node.parents, grads):
                 if parent is not None and g is not None:
                     parent.receive(xp, g)
             node.pair = node.saved = node.grad = None
@@ -144,7 +151,10 @@ def parameter(array):
 
 
 class Pair:
-    """A forward and its backward. `saving`: the forward skips work when told that nothing will be differentiated."""
+    """A forward and its backward.
+
+    saving: the forward skips work when told that nothing will be differentiated.
+    """
     __slots__ = ("forward", "backward", "saving")
 
     def __init__(self, forward):
@@ -208,7 +218,7 @@ def recording():
 
 
 class _Again:
-    """The backward of recompute: run the function once more, now with a tape, and differentiate that."""
+    """The backward of recompute: run the function again, with a tape, and differentiate that."""
     @staticmethod
     def backward(xp, saved, dy):
         function, arrays, wanted, position = saved
@@ -219,10 +229,10 @@ class _Again:
 
 
 def recompute(function, *inputs):
-    """function(*inputs), keeping only its inputs: activations are dropped and computed again in backward.
+    """function(*inputs), keeping only its inputs: backward computes the activations again.
 
-    The gradients are equal bit for bit, dropout included: masks are functions of counters, and the counters' position
-    is kept with the inputs.
+    The gradients are equal bit for bit, dropout included: masks are functions of counters, and the
+    counters' position is kept with the inputs.
     """
     if not _mode.recording:
         return function(*inputs)

@@ -1,7 +1,8 @@
 """Which array library an array belongs to, and the few things NumPy and CuPy do differently.
 
-This is the one file that may import cupy, and it does so only when a GPU is asked for: importing cupy costs two
-seconds, and importing us must not. Everything above takes the library as an argument named `xp`.
+This is the one file that may import cupy, and it does so only when a GPU is asked for:
+importing cupy costs two seconds, and importing us must not. Everything above takes the
+library as an argument named `xp`.
 """
 import ctypes
 import os
@@ -31,7 +32,7 @@ def device(name="auto"):
         raise Error("--device gpu: this machine has no CUDA driver; --device cpu works now")
     try:
         import cupy
-        cupy.zeros(1)                                   # the driver may still be too old for this cupy
+        cupy.zeros(1)                           # the driver may still be too old for this cupy
     except Exception as problem:
         if name == "auto":
             return np
@@ -41,7 +42,7 @@ def device(name="auto"):
 
 
 def _driver():
-    """Is there a CUDA driver? Loading its library answers in microseconds; cupy would take seconds."""
+    """Is there a CUDA driver? To load its library takes microseconds, to ask cupy seconds."""
     try:
         return bool(ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1"))
     except OSError:
@@ -49,7 +50,7 @@ def _driver():
 
 
 def kernel_source(name, here=Path(__file__).resolve().parent.parent):
-    """The text of a file of kernels/: inside the package when installed, beside it in a checkout."""
+    """The text of a file of kernels/, which is in the package, or beside it in a checkout."""
     for folder in (here / "kernels", here.parent / "kernels"):
         if (folder / name).is_file():
             return (folder / name).read_text()
@@ -59,15 +60,15 @@ def kernel_source(name, here=Path(__file__).resolve().parent.parent):
 def keep_freed_memory():
     """Ask glibc to keep what we free instead of handing it back to the system.
 
-    A training step frees and asks again for the same large arrays. Given back, each comes anew as untouched pages,
-    and the first write to every page costs a fault. A program calls this once; a library should not.
+    A training step frees and asks again for the same large arrays. Given back, each comes anew as
+    untouched pages, and the first write to every page costs a fault.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 30))   # M_MMAP_THRESHOLD: heap, not mmap, up to 1 GiB
-        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(-1))        # M_TRIM_THRESHOLD: never shrink the heap
+        libc.mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 30))
+        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(-1))
     except (OSError, AttributeError):
-        pass                                                    # another C library: nothing lost but speed
+        pass
 
 
 def row_blocks(x, size=96 * 1024):
@@ -81,7 +82,7 @@ def row_blocks(x, size=96 * 1024):
 
 
 def sum_rows(xp, rows, ids):
-    """Sum the rows that share an id: (distinct ids, their sums). The gradient of a table look-up."""
+    """Sum the rows that share an id: (distinct ids, their sums). A table look-up's gradient."""
     order = xp.argsort(ids, kind="stable")
     distinct, first = xp.unique(ids[order], return_index=True)
     if len(distinct) == len(ids):

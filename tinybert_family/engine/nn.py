@@ -1,4 +1,7 @@
-"""Modules: plain objects whose attributes are parameters, other modules, or lists of them. The tree is vars(self)."""
+"""Modules: plain objects whose attributes are parameters, other modules, or lists of them.
+
+The tree is vars(self).
+"""
 import copy
 
 import numpy as np
@@ -11,9 +14,10 @@ from .ops import part
 class Init:
     """Where new parameters come from: a generator, and how wide their values are spread.
 
-    std 0 means 1 / sqrt(fan-in), which narrow models need to leave the plateau of the unigram distribution; the papers
-    use 0.02 at every width, cut off at two deviations. Without a seed the arrays have shapes but no memory behind them:
-    enough to count parameters, or to be filled from a file.
+    std 0 means 1 / sqrt(fan-in), which narrow models need to leave the plateau of the unigram
+    distribution; the papers use 0.02 at every width, cut off at two deviations. Without a seed
+    the arrays have shapes but no memory behind them: enough to count parameters, or to be
+    filled from a file.
     """
 
     def __init__(self, seed=None, std=0.02, dtype=np.float32):
@@ -38,7 +42,10 @@ class Init:
 
 class Module:
     def named(self):
-        """{dotted path: Tensor} in the order of construction; a shared parameter comes once, under its first name."""
+        """{dotted path: Tensor} in the order of construction.
+
+        A shared parameter comes once, under its first name.
+        """
         first = {}
         for name, tensor in self._walk():
             first.setdefault(id(tensor), (name, tensor))
@@ -58,7 +65,7 @@ class Module:
 
 
 def replica(module, seen=None):
-    """A second tree over the same values, whose gradients are its own: what each of several workers needs."""
+    """A second tree over the same values, whose gradients are its own, as each worker needs it."""
     seen = {} if seen is None else seen
 
     def of(x):
@@ -79,24 +86,29 @@ class Linear(Module):
         self.bias = init.constant((width_out,), 0) if bias else None
 
     def forward(self, x):
-        return fused.linear(x, self.weight, self.bias)              # [T, in] -> [T, out]
+        return fused.linear(x, self.weight, self.bias)          # [T, in] -> [T, out]
 
     def rows(self, x, lo, hi):
         """The outputs lo:hi alone."""
-        return fused.linear(x, part(self.weight, lo=lo, hi=hi), part(self.bias, lo=lo, hi=hi))
+        weight = part(self.weight, lo=lo, hi=hi)
+        bias = part(self.bias, lo=lo, hi=hi)
+        return fused.linear(x, weight, bias)                    # [T, in] -> [T, hi - lo]
 
 
 class Norm(Module):
     def __init__(self, init, width, eps):
-        self.weight, self.bias, self.eps = init.constant((width,), 1), init.constant((width,), 0), eps
+        self.weight = init.constant((width,), 1)
+        self.bias = init.constant((width,), 0)
+        self.eps = eps
 
     def forward(self, x, residual=None, bias=None, p=0.0):
         """LayerNorm of residual + dropout(x + bias)."""
-        return fused.norm(x, self.weight, self.bias, residual, bias, eps=self.eps, p=p, key=dropout_key(p))
+        key = dropout_key(p)
+        return fused.norm(x, self.weight, self.bias, residual, bias, eps=self.eps, p=p, key=key)
 
 
 def dropout_key(p):
-    """The next place in the stream of random numbers, when there is a stream and something to drop."""
+    """The next place in the stream of random numbers, if there is one and something to drop."""
     return philox.next_key() if p else None
 
 

@@ -1,7 +1,7 @@
 """The primitives: each a pair of formulas, forward and backward, on arrays of any library.
 
-    y, saved = forward(xp, *arrays, **static)        what backward needs is the second return value, nothing else is kept
-    grads    = backward(xp, saved, dy, **static)     one gradient per array, None where there is none
+    y, saved = forward(xp, *arrays, **static)       all that is kept for backward is in saved
+    grads    = backward(xp, saved, dy, **static)    one gradient per array, None where there is none
 
 A backward never writes into dy, and a forward never into its inputs: others may hold them.
 """
@@ -85,7 +85,8 @@ def matmul(xp, a, b):
 @matmul.grad
 def _(xp, saved, dy):
     a, b = saved
-    return unbroadcast(dy @ b.swapaxes(-1, -2), a.shape), unbroadcast(a.swapaxes(-1, -2) @ dy, b.shape)
+    da, db = dy @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ dy
+    return unbroadcast(da, a.shape), unbroadcast(db, b.shape)
 
 
 # ---- functions of one number
@@ -302,7 +303,7 @@ def _(xp, shape, dy, index=None):
 
 @op
 def put(xp, x, index=None, rows=0):
-    """The rows of x written at `index` of an array of zeros with `rows` rows: take, turned round."""
+    """The rows of x, written at `index` of an array of `rows` rows of zeros: take, turned round."""
     y = xp.zeros((rows, *x.shape[1:]), x.dtype)
     y[index] = x
     return y, None

@@ -1,7 +1,8 @@
 """The arena that holds every parameter, the optimisers that walk over it, and the schedules.
 
-All parameters are views into one flat array, and so are their gradients and moments: clipping, AdamW, LAMB, casting
-and saving are operations on one array. Decayed parameters come first, those without weight decay after them.
+All parameters are views into one flat array, and so are their gradients and moments: clipping,
+AdamW, LAMB, casting and saving are operations on one array. Decayed parameters come first, those
+without weight decay after them.
 """
 import math
 
@@ -10,18 +11,19 @@ import numpy as np
 from .autograd import Node
 from .backend import module_of
 
-BLOCK = 1 << 15                             # elements at a time, so that an update's dozen steps stay in the cache
+BLOCK = 1 << 15             # elements at a time: an update's dozen steps stay in the cache
 
 
 class Arena:
     """Moves a model's parameters and gradients into flat arrays.
 
-    decays(name, tensor) says which parameters weight decay may pull: matrices yes, biases and norms no, unless a
-    recipe says otherwise.
+    decays(name, tensor) says which parameters weight decay may pull: matrices yes, biases and norms
+    no, unless a recipe says otherwise.
     """
 
     def __init__(self, named, decays=lambda name, tensor: tensor.ndim > 1):
-        named = sorted(named, key=lambda item: not decays(*item))   # stable: the model's order within each half
+        # A stable sort: within each half the model's own order.
+        named = sorted(named, key=lambda item: not decays(*item))
         self.names = [name for name, _ in named]
         self.tensors = [tensor for _, tensor in named]
         sizes = [tensor.size for tensor in self.tensors]
@@ -36,10 +38,11 @@ class Arena:
 
     def views(self, flat):
         """The pieces of a flat array, in the shapes of the parameters."""
-        return [flat[lo:hi].reshape(t.shape) for t, lo, hi in zip(self.tensors, self.cuts, self.cuts[1:])]
+        return [flat[lo:hi].reshape(tensor.shape)
+                for tensor, lo, hi in zip(self.tensors, self.cuts, self.cuts[1:])]
 
     def gradients_of(self, tensors):
-        """One flat array for the gradients of these Tensors: the model's own, or those of a replica of it."""
+        """One flat array for the gradients of these Tensors: the model's own, or a replica's."""
         flat = module_of(self.data).zeros_like(self.data)
         for tensor, view in zip(tensors, self.views(flat)):
             tensor.node.grad, tensor.node.state = view, Node.STALE
@@ -58,7 +61,6 @@ class Arena:
             tensor.node.current_grad()
 
 
-
 def blocks(n):
     return [slice(lo, min(lo + BLOCK, n)) for lo in range(0, n, BLOCK)]
 
@@ -69,7 +71,10 @@ def global_norm(grad):
 
 
 def clip(grad, limit):
-    """Shorten the gradient to the limit, if it is longer; return how long it was. BERT's clipping: limit / norm."""
+    """Shorten the gradient to the limit, if it is longer; return how long it was.
+
+    As BERT clips: by limit / norm, with no small number added below.
+    """
     length = global_norm(grad)
     if limit and length > limit and math.isfinite(length):
         grad *= limit / length
@@ -77,7 +82,10 @@ def clip(grad, limit):
 
 
 class Optimizer:
-    """Two moments beside the arena. correct: divide them by 1 - beta^t. peak: the schedule's highest learning rate."""
+    """Two moments beside the arena.
+
+    correct: divide them by 1 - beta^t. peak: the schedule's highest learning rate.
+    """
 
     def __init__(self, arena, betas=(0.9, 0.999), eps=1e-6, decay=0.01, correct=True, peak=None):
         xp = module_of(arena.data)
@@ -87,7 +95,10 @@ class Optimizer:
         self.steps = 0
 
     def corrections(self):
-        """1 - beta^t: what the first moments lack, having started from zero. 1 where a recipe leaves it out."""
+        """1 - beta^t: what the first moments lack, having started from zero.
+
+        1 where a recipe leaves it out.
+        """
         return [1 - beta ** self.steps if self.correct else 1.0 for beta in self.betas]
 
     def moments(self, b, betas):
@@ -120,7 +131,10 @@ class Optimizer:
 
 
 class AdamW(Optimizer):
-    """Loshchilov & Hutter (2017). correct=False is BERT's own optimiser, which never divides by 1 - beta^t."""
+    """Loshchilov & Hutter (2017).
+
+    correct=False is BERT's own optimiser, which never divides by 1 - beta^t.
+    """
 
     def step(self, lr):
         self.steps += 1
@@ -138,7 +152,7 @@ class AdamW(Optimizer):
 
 
 class LAMB(Optimizer):
-    """You et al. (2019): each tensor moves in AdamW's direction, by a step in proportion to its own length."""
+    """You et al. (2019): a tensor moves in AdamW's direction, in proportion to its own length."""
 
     def step(self, lr):
         self.steps += 1
@@ -153,13 +167,15 @@ class LAMB(Optimizer):
 
 
 class StableAdamW(Optimizer):
-    """Wortsman et al. (2023), as ModernBERT used it: a tensor whose gradients suddenly outgrow its second moment takes
-    a smaller step, which replaces clipping. Decay is in proportion to rate / peak (to the rate itself without a peak).
+    """Wortsman et al. (2023), as ModernBERT used it: a tensor whose gradients suddenly outgrow its
+    second moment takes a smaller step, which replaces clipping. Decay is in proportion to
+    rate / peak (to the rate itself without a peak).
     """
 
     def step(self, lr):
         self.steps += 1
-        # Debiasing moved into the betas: b(1 - b^(t-1)) / (1 - b^t) is 0 at the first step and b in the long run.
+        # Debiasing moved into the betas: b(1 - b^(t-1)) / (1 - b^t) is 0 at the first step and b
+        # in the long run.
         betas = [b * (1 - b ** (self.steps - 1)) / (1 - b ** self.steps) for b in self.betas]
         xp = module_of(self.m)
         for piece, decay in self.tensor_slices():
@@ -177,7 +193,10 @@ OPTIMIZERS = dict(adamw=AdamW, lamb=LAMB, stableadamw=StableAdamW)
 # ---- schedules: the share of the peak learning rate at step t of `steps`, counted from 0
 
 def linear(t, steps, warmup=0):
-    """BERT's: up during warm-up, and down to zero in a line that started at step 0 (so it drops where they meet)."""
+    """BERT's: up during warm-up, then down to zero.
+
+    The line down started at step 0, so the rate drops where the two meet.
+    """
     return (t + 1) / warmup if t < warmup else 1 - t / steps
 
 
@@ -188,7 +207,9 @@ def constant(t, steps, warmup=0):
 def trapezoidal(t, steps, warmup=0, decay=0.2):
     """Up, level, and in the last `decay` of the steps down as 1 - sqrt(progress): ModernBERT's."""
     start = steps * (1 - decay)
-    return constant(t, steps, warmup) if t < start else max(0.0, 1 - math.sqrt((t - start) / (steps - start)))
+    if t < start:
+        return constant(t, steps, warmup)
+    return max(0.0, 1 - math.sqrt((t - start) / (steps - start)))
 
 
 def inverse_sqrt(t, steps, warmup=0):
@@ -197,4 +218,5 @@ def inverse_sqrt(t, steps, warmup=0):
     return min((t + 1) / peak, math.sqrt(peak / (t + 1)))
 
 
-SCHEDULES = dict(linear=linear, constant=constant, trapezoidal=trapezoidal, inverse_sqrt=inverse_sqrt)
+SCHEDULES = dict(linear=linear, constant=constant, trapezoidal=trapezoidal,
+                 inverse_sqrt=inverse_sqrt)

@@ -1,10 +1,12 @@
-"""Random numbers that are functions of counters: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, SC 2011).
+"""Random numbers that are functions of counters: Philox4x32-10 (Salmon et al., SC 2011).
 
-A bijection scrambles a 128-bit counter under a 64-bit key; there is no state to carry. We spend the words so:
+A bijection scrambles a 128-bit counter under a 64-bit key; there is no state to carry. We spend
+the words so:
     key      seed, step
-    counter  block in the row, row, part of the step, site (the how-manieth dropout of the forward pass)
-So the mask of any dropout can be had again from five small numbers: by the backward pass, by an activation computed a
-second time, by a run resumed after a crash, and by a kernel on a GPU, always the same.
+    counter  block in the row, row, part of the step, site (the number of the dropout in the pass)
+So the mask of any dropout can be had again from five small numbers: by the backward pass,
+by an activation computed a second time, by a run resumed after a crash, and by a kernel
+on a GPU, always the same.
 """
 import contextlib
 import threading
@@ -12,11 +14,14 @@ from dataclasses import dataclass, replace
 
 LOW = 0xFFFFFFFF
 BLOCK = 16                                  # bytes in a Philox block: sixteen draws of eight bits
-CHUNK = 4096                                # counters at a time, so that the arrays stay in the cache
+CHUNK = 4096                                # counters at a time: the arrays stay in the cache
 
 
 def philox(xp, counter, key, rounds=10):
-    """Four words of counter, two of key -> four words. Each is a uint64 array or a Python int below 2**32."""
+    """Four words of counter, two of key -> four words.
+
+    Each is a uint64 array or a Python int below 2**32.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
@@ -39,8 +44,8 @@ class Key:
 def draw(xp, key, rows, columns):
     """uint8 draws [rows, columns]; `rows` numbers the rows (or counts them).
 
-    Row r, column c is byte c % 16 of block (c // 16, r), whatever else is drawn with it: a kernel that works on some
-    rows finds its own.
+    Row r, column c is byte c % 16 of block (c // 16, r), whatever else is drawn with it: a kernel
+    that works on some rows finds its own.
     """
     rows = xp.arange(rows, dtype=xp.uint64) if isinstance(rows, int) else rows.astype(xp.uint64)
     blocks = -(-columns // BLOCK)
@@ -49,7 +54,8 @@ def draw(xp, key, rows, columns):
     step = max(1, CHUNK // max(1, blocks))
     for lo in range(0, len(rows), step):
         row = rows[lo:lo + step, None]
-        counter = xp.broadcast_to(block, (len(row), blocks)), xp.broadcast_to(row, (len(row), blocks))
+        shape = len(row), blocks
+        counter = xp.broadcast_to(block, shape), xp.broadcast_to(row, shape)
         scrambled = philox(xp, (*counter, key.part, key.site), (key.seed & LOW, key.step & LOW))
         for i, word in enumerate(scrambled):
             words[lo:lo + step, :, i] = word
@@ -57,7 +63,7 @@ def draw(xp, key, rows, columns):
 
 
 def threshold(p):
-    """Dropout's p in steps of 1/256: a draw below it is dropped, and 256 / (256 - it) scales what stays."""
+    """Dropout's p in 256ths: a draw below it is dropped; 256 / (256 - it) scales what stays."""
     return int(round(p * 256))
 
 
@@ -79,7 +85,10 @@ def replay(key):
 
 
 def at(seed, step, part=0):
-    """`with at(seed, step):` switches dropout on. Outside there is none: that is all of "train" and "eval" mode."""
+    """`with at(seed, step):` switches dropout on.
+
+    Outside there is none: that is all there is to "train" and "eval" mode.
+    """
     return replay(Key(seed, step, part))
 
 

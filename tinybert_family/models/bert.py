@@ -1,8 +1,10 @@
-"""BERT (Devlin, Chang, Lee, Toutanova, 2018): a stack of Transformer layers that reads a text from both sides at once,
-trained to guess words that were hidden from it and to tell whether one passage follows another.
+"""BERT (Devlin, Chang, Lee, Toutanova, 2018): a stack of Transformer layers that reads a text
+from both sides at once, trained to guess words that were hidden from it and to tell whether
+one passage follows another.
 
-Every other file of this folder is read against this one. Tokens of all sequences stand in one row [T, H]; `cuts` tells
-them apart. Letters: T tokens, S sequences, H width, A heads, F hidden, V vocabulary, K masked tokens.
+Every other file of this folder is read against this one. Tokens of all sequences stand in one row
+[T, H]; `cuts` tells them apart. Letters: T tokens, S sequences, H width, A heads, F hidden, V
+vocabulary, K masked tokens.
 """
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +22,7 @@ from .names import published
 
 @dataclass(frozen=True)
 class Config:
-    """Architecture and recipe, both from the paper and its released code; the defaults are BERT-base."""
+    """Architecture and recipe, from the paper and its released code; the defaults are BERT-base."""
     # the network
     vocab: int = 30522              # word pieces
     layers: int = 12
@@ -34,16 +36,16 @@ class Config:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     init: float = 0.02              # standard deviation of new weights; 0 means 1 / sqrt(fan-in)
-    recompute: bool = False         # keep no activations inside layers: less memory, a third more work
+    recompute: bool = False         # keep nothing inside layers: less memory, a third more work
     # the data
     seq: int = 128                  # tokens in a training sequence
     masked: float = 0.15            # share of the tokens to guess
     predictions: int = 20           # at most so many in a sequence
-    short: float = 0.1              # share of sequences cut shorter, so that short inputs are known too
-    copies: int = 10                # differently masked copies of the corpus; the masks of a copy never change
+    short: float = 0.1              # share of sequences cut shorter: short inputs come too
+    copies: int = 10                # of the corpus, masked differently; masks of a copy stay
     # the optimisation
     tokens: int = 2048              # in a micro-batch
-    accumulate: int = 16            # micro-batches in a step: 16 * 2048 tokens = 256 sequences of 128
+    accumulate: int = 16            # micro-batches in a step: 256 sequences of 128 tokens
     steps: int = 1_000_000
     warmup: int = 10_000
     lr: float = 1e-4
@@ -57,29 +59,35 @@ class Config:
     clip: float = 1.0               # longest gradient
 
     def __post_init__(self):
-        for name in "vocab", "layers", "heads", "width", "hidden", "positions", "types", "seq", "tokens", "steps":
+        for name in ("vocab", "layers", "heads", "width", "hidden", "positions", "types", "seq",
+                     "tokens", "steps"):
             if getattr(self, name) < 1:
                 raise Error(f"{name}: {getattr(self, name)}, but it must be at least 1")
         if self.width % self.heads:
-            below, above = self.width // self.heads * self.heads, -(-self.width // self.heads) * self.heads
+            below = self.width // self.heads * self.heads
+            near = [str(n) for n in (below, below + self.heads) if n]
             raise Error(f"width: {self.width} is not divisible by {self.heads} heads; "
-                        f"nearest are {' and '.join(str(n) for n in (below, above) if n)}")
+                        f"nearest are {' and '.join(near)}")
         if self.activation not in ACTIVATIONS:
-            raise Error(f"activation: {self.activation!r}, but this model knows {', '.join(ACTIVATIONS)}")
+            raise Error(f"activation: {self.activation!r}, but this model knows "
+                        f"{', '.join(ACTIVATIONS)}")
         for name in "dropout", "attention_dropout", "masked", "short":
             if not 0 <= getattr(self, name) < 1:
                 raise Error(f"{name}: {getattr(self, name)}, but it must be at least 0 and below 1")
         for name, known in dict(optimizer=OPTIMIZERS, schedule=SCHEDULES).items():
             if getattr(self, name) not in known:
-                raise Error(f"{name}: {getattr(self, name)!r}, but these are known: {', '.join(known)}")
+                raise Error(f"{name}: {getattr(self, name)!r}, but these are known: "
+                            f"{', '.join(known)}")
         if self.seq > self.positions:
             raise Error(f"seq: {self.seq} tokens, but the model has {self.positions} positions; "
                         f"use --seq {self.positions} or --positions {self.seq}")
         if self.seq > self.tokens:
-            raise Error(f"tokens: {self.tokens} in a micro-batch, fewer than the {self.seq} of one sequence (seq)")
+            raise Error(f"tokens: {self.tokens} in a micro-batch, fewer than the {self.seq} "
+                        "of one sequence (seq)")
 
 
-ACTIVATIONS = dict(gelu=dict(form="erf"), gelu_new=dict(form="tanh"), gelu_pytorch_tanh=dict(form="tanh"), relu=None)
+ACTIVATIONS = dict(gelu=dict(form="erf"), gelu_new=dict(form="tanh"),
+                   gelu_pytorch_tanh=dict(form="tanh"), relu=None)
 
 
 def activate(c, x, bias):
@@ -99,7 +107,8 @@ class Embeddings(Module):
         self.norm = Norm(init, c.width, c.eps)
 
     def forward(self, ids, positions, types):
-        x = fused.embed(self.word, self.position, self.type, ids=(ids, positions, types))       # [T] -> [T, H]
+        ids = ids, positions, types                                     # [T] each
+        x = fused.embed(self.word, self.position, self.type, ids=ids)   # [T, H]
         return dropout(self.norm(x), self.config.dropout)
 
 
@@ -114,10 +123,11 @@ class Attention(Module):
 
     def mix(self, x, asking, cuts, rows):
         c = self.config
-        how = dict(cuts=cuts, heads=c.heads, p=c.attention_dropout, key=dropout_key(c.attention_dropout))
+        p = c.attention_dropout
+        how = dict(cuts=cuts, heads=c.heads, p=p, key=dropout_key(p))
         if rows is None:
-            return fused.attention(self.qkv(x), **how)                      # [T, H] -> [T, 3H] -> [T, H]
-        q = self.qkv.rows(asking, 0, c.width)                               # [R, H]
+            return fused.attention(self.qkv(x), **how)      # [T, H] -> [T, 3H] -> [T, H]
+        q = self.qkv.rows(asking, 0, c.width)               # [R, H]
         return fused.attention(self.qkv.rows(x, c.width, None), q, rows=rows, **how)
 
     def forward(self, x, cuts, rows=None):
@@ -129,12 +139,14 @@ class Attention(Module):
 class MLP(Module):
     def __init__(self, c, init):
         self.config = c
-        self.up, self.down = Linear(init, c.width, c.hidden), Linear(init, c.hidden, c.width)
+        self.up = Linear(init, c.width, c.hidden)
+        self.down = Linear(init, c.hidden, c.width)
         self.norm = Norm(init, c.width, c.eps)
 
     def forward(self, x):
-        h = activate(self.config, fused.linear(x, self.up.weight), self.up.bias)       # [T, H] -> [T, F]
-        y = fused.linear(h, self.down.weight)                                          # [T, F] -> [T, H]
+        h = fused.linear(x, self.up.weight)                 # [T, H] -> [T, F]
+        h = activate(self.config, h, self.up.bias)
+        y = fused.linear(h, self.down.weight)               # [T, F] -> [T, H]
         return self.norm(y, residual=x, bias=self.down.bias, p=self.config.dropout)
 
 
@@ -153,23 +165,25 @@ class MaskedHead(Module):
 
     def __init__(self, c, init, word):
         self.config = c
-        self.transform, self.norm = Linear(init, c.width, c.width), Norm(init, c.width, c.eps)
+        self.transform = Linear(init, c.width, c.width)
+        self.norm = Norm(init, c.width, c.eps)
         self.bias = init.constant((c.vocab,), 0)
-        self.word = word                                                    # shared, so counted once
+        self.word = word                                    # shared, so counted once
 
     def features(self, x):
         y = fused.linear(x, self.transform.weight)
-        return self.norm(activate(self.config, y, self.transform.bias))    # [K, H]
+        return self.norm(activate(self.config, y, self.transform.bias))     # [K, H]
 
     def forward(self, x):
-        return fused.linear(self.features(x), self.word, self.bias)        # [K, H] -> [K, V]
+        return fused.linear(self.features(x), self.word, self.bias)         # [K, H] -> [K, V]
 
     def loss(self, x, labels, weights):
-        return fused.vocabulary_loss(self.features(x), self.word, self.bias, labels=labels, weights=weights)
+        return fused.vocabulary_loss(self.features(x), self.word, self.bias, labels=labels,
+                                     weights=weights)
 
 
 class Model(Module):
-    Embeddings, Layer, MaskedHead = Embeddings, Layer, MaskedHead           # the parts a variant may replace
+    Embeddings, Layer, MaskedHead = Embeddings, Layer, MaskedHead   # what a variant may replace
     HEADS = "pooler", "mlm", "nsp"
     NAMES = {
         "embeddings.word": "bert.embeddings.word_embeddings.weight",
@@ -202,7 +216,8 @@ class Model(Module):
     def encode(self, ids, positions, types, cuts, rows=None):
         """Hidden states of all tokens [T, H], or of the tokens `rows` alone [R, H].
 
-        The last layer is then computed only where it is asked for; keys and values still come from every token.
+        The last layer is then computed only where it is asked for; keys and values still come
+        from every token.
         """
         x = self.embeddings(ids, positions, types)
         run = autograd.recompute if self.config.recompute else lambda layer, x: layer(x)
@@ -215,12 +230,19 @@ class Model(Module):
         return ops.tanh(self.pooler(first))
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
-        """Padded int arrays [B, S] or lists of lists in, an Output with Tensors out; names as in transformers."""
+        """Padded int arrays [B, S] or lists of lists in, an Output with Tensors out.
+
+        The names are those of transformers.
+        """
         inputs = padded.pack(self.config, input_ids, attention_mask, token_type_ids)
-        return Output(self, self.encode(inputs.ids, inputs.positions, inputs.types, inputs.cuts), inputs)
+        x = self.encode(inputs.ids, inputs.positions, inputs.types, inputs.cuts)    # [T, H]
+        return Output(self, x, inputs)
 
     def named_parameters(self):
-        """(name in the published file, Tensor with .grad); a fused matrix comes as the parts it is published in."""
+        """(name in the published file, Tensor with .grad) for every parameter.
+
+        A fused matrix comes as the parts it is published in.
+        """
         for name, tensor, rows in published(self):
             if rows is not None:
                 whole, tensor = tensor, autograd.parameter(tensor.data[rows])
@@ -229,7 +251,10 @@ class Model(Module):
 
 
 class Output:
-    """What a call gives. Heads are computed when first looked at: scores for the whole vocabulary are large."""
+    """What a call gives.
+
+    Heads are computed when first looked at: scores for the whole vocabulary are large.
+    """
 
     def __init__(self, model, x, inputs):
         self.model, self.x, self.inputs = model, x, inputs
@@ -237,15 +262,16 @@ class Output:
 
     def _head(self, name):
         if getattr(self.model, name) is None:
-            raise Error(f"this model was loaded from a file without the {name} head; it has no such output")
+            raise Error(f"this model was loaded from a file without the {name} head; "
+                        "it has no such output")
         return getattr(self.model, name)
 
     def _unpack(self, function, unpack, x):
         with autograd.recorded(self.recording):
             return unpack(function(x))
 
-    def _first(self):
-        return ops.take(self.x, index=self.inputs.firsts())                 # [S, H]
+    def _summary(self, x):
+        return self.model.pool(ops.take(x, index=self.inputs.firsts()))     # [S, H]
 
     @cached_property
     def last_hidden_state(self):
@@ -254,7 +280,7 @@ class Output:
     @cached_property
     def pooler_output(self):
         self._head("pooler")
-        return self._unpack(lambda _: self.model.pool(self._first()), self.inputs.unpack_first, None)
+        return self._unpack(self._summary, self.inputs.unpack_first, self.x)    # [B, H]
 
     @cached_property
     def logits(self):
@@ -264,22 +290,25 @@ class Output:
 
     @cached_property
     def seq_relationship_logits(self):
-        nsp = self._head("nsp")                                             # 0: B follows A, 1: it does not
-        return self._unpack(lambda _: nsp(self.model.pool(self._first())), self.inputs.unpack_first, None)
+        nsp = self._head("nsp")                     # [B, 2]: 0 for B follows A, 1 for it does not
+        return self._unpack(lambda x: nsp(self._summary(x)), self.inputs.unpack_first, self.x)
 
 
 # ---- the published file's config.json
 
 HF_TYPE = "bert"
-HF_CONFIG = dict(vocab="vocab_size", layers="num_hidden_layers", heads="num_attention_heads", width="hidden_size",
-                 hidden="intermediate_size", positions="max_position_embeddings", types="type_vocab_size",
+HF_CONFIG = dict(vocab="vocab_size", layers="num_hidden_layers", heads="num_attention_heads",
+                 width="hidden_size", hidden="intermediate_size",
+                 positions="max_position_embeddings", types="type_vocab_size",
                  eps="layer_norm_eps", activation="hidden_act", dropout="hidden_dropout_prob",
                  attention_dropout="attention_probs_dropout_prob", init="initializer_range")
-HF_CLASSES = {"BertModel": ("pooler",), "BertForMaskedLM": ("mlm",), "BertForPreTraining": ("pooler", "mlm", "nsp"),
+HF_CLASSES = {"BertModel": ("pooler",), "BertForMaskedLM": ("mlm",),
+              "BertForPreTraining": ("pooler", "mlm", "nsp"),
               "BertForNextSentencePrediction": ("pooler", "nsp")}
 HF_REFUSED = dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
 HF_HEAD_PREFIX = "cls."
-HF_TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",      # one array, two names
+# One array each, under two names.
+HF_TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
            "cls.predictions.decoder.bias": "cls.predictions.bias"}
 HF_IGNORED = r"bert\.embeddings\.position_ids"              # 0, 1, 2, ... in old files
 
@@ -287,19 +316,20 @@ HF_IGNORED = r"bert\.embeddings\.position_ids"              # 0, 1, 2, ... in ol
 # ---- the objective
 
 class Objective:
-    """Masked words and next sentences, with BERT's own data construction: `batch` is noise on the host, `loss` and
-    `scores` are what the device computes from it.
+    """Masked words and next sentences, with BERT's own data construction: `batch` is noise on the
+    host, `loss` and `scores` are what the device computes from it.
     """
 
     def __init__(self, c, corpus, tokenizer, seed=0):
         self.config, self.corpus, self.tokenizer, self.seed = c, corpus, tokenizer, seed
         if c.seq < 8:
-            raise Error(f"seq: {c.seq}, but two passages and three special tokens need at least 8; use --seq 8 or more")
+            raise Error(f"seq: {c.seq}, but two passages and three special tokens need at least 8; "
+                        "use --seq 8 or more")
 
     def plan(self, documents, copy):
         """The sequences of one masked copy of these documents."""
-        c = self.config
-        return segments.next_sentence_pairs(self.corpus, documents, c.seq, c.short, [self.seed, copy])
+        c, seed = self.config, [self.seed, copy]
+        return segments.next_sentence_pairs(self.corpus, documents, c.seq, c.short, seed)
 
     lengths = staticmethod(segments.lengths)
 
@@ -307,21 +337,28 @@ class Objective:
         """Some rows of a plan, masked and packed: a dict of arrays, the longest sequence first."""
         c, tok = self.config, self.tokenizer
         rows = rows[np.argsort(-segments.lengths(rows), kind="stable")]
-        ids, types = zip(*(segments.tokens_of(self.corpus, row, tok.cls, tok.sep) for row in rows))
+        pairs = [segments.tokens_of(self.corpus, row, tok.cls, tok.sep) for row in rows]
+        ids, types = zip(*pairs)
         lengths = np.array([len(x) for x in ids])
         cuts = np.concatenate([[0], np.cumsum(lengths)])
-        ids, types = np.concatenate(ids).astype(np.int64), np.concatenate(types)                # [T]
+        ids = np.concatenate(ids).astype(np.int64)                                      # [T]
+        types = np.concatenate(types)                                                   # [T]
         sequence = np.repeat(np.arange(len(rows)), lengths)
         positions = np.arange(len(ids)) - cuts[sequence]
-        # Three draws per token, a function of (seed, copy, sequence's number, position): a copy's masks never change.
-        counter = positions.astype(np.uint64), rows[sequence, segments.NUMBER].astype(np.uint64), 0, 0
-        order, kind, other, _ = (w.astype(np.uint32) for w in philox.philox(np, counter, (self.seed, copy)))
+        # Three draws per token, a function of (seed, copy, sequence's number, position): a copy's
+        # masks never change.
+        number = rows[sequence, segments.NUMBER]
+        counter = positions.astype(np.uint64), number.astype(np.uint64), 0, 0
+        words = philox.philox(np, counter, (self.seed, copy))
+        order, kind, other, _ = (w.astype(np.uint32) for w in words)
         special = (ids == tok.cls) | (ids == tok.sep)
-        hidden = corrupt.choose(order, ~special, sequence, corrupt.budget(lengths, c.masked, c.predictions))
+        budget = corrupt.budget(lengths, c.masked, c.predictions)                       # [S]
+        hidden = corrupt.choose(order, ~special, sequence, budget)                      # [K]
         noisy = corrupt.eighty_ten_ten(ids, hidden, kind, other, tok.mask, c.vocab)
-        asked = np.union1d(cuts[:-1], hidden)               # the tokens whose last hidden state a head reads
+        asked = np.union1d(cuts[:-1], hidden)       # tokens whose last hidden state a head reads
         return dict(ids=noisy, types=types, positions=positions, cuts=cuts, asked=asked,
-                    first_at=np.searchsorted(asked, cuts[:-1]), hidden_at=np.searchsorted(asked, hidden),
+                    first_at=np.searchsorted(asked, cuts[:-1]),
+                    hidden_at=np.searchsorted(asked, hidden),
                     labels=ids[hidden], is_random=rows[:, segments.RANDOM])
 
     @staticmethod
@@ -330,16 +367,23 @@ class Objective:
         return np.array([len(batch["labels"]), len(batch["is_random"])])
 
     def hidden_states(self, model, b):
-        x = model.encode(b["ids"], b["positions"], b["types"], b["cuts"], b["asked"])           # [R, H]
-        return ops.take(x, index=b["hidden_at"]), model.pool(ops.take(x, index=b["first_at"]))
+        x = model.encode(b["ids"], b["positions"], b["types"], b["cuts"], b["asked"])   # [R, H]
+        hidden = ops.take(x, index=b["hidden_at"])                                      # [K, H]
+        first = ops.take(x, index=b["first_at"])                                        # [S, H]
+        return hidden, model.pool(first)
 
     def loss(self, model, b, counts):
-        """This micro-batch's share of each mean over a step: {"mlm_loss", "nsp_loss"}; their sum is what is minimised."""
+        """This micro-batch's share of each mean over a step: {"mlm_loss", "nsp_loss"}.
+
+        Their sum is what is minimised.
+        """
         hidden, summary = self.hidden_states(model, b)
-        dtype = hidden.dtype
-        weights = [np.full(len(b[name]), 1 / max(1, n), dtype) for name, n in zip(("labels", "is_random"), counts)]
-        return dict(mlm_loss=model.mlm.loss(hidden, b["labels"], weights[0]),
-                    nsp_loss=fused.cross_entropy(model.nsp(summary), labels=b["is_random"], weights=weights[1]))
+        words, order = b["labels"], b["is_random"]
+        weights = [np.full(len(labels), 1 / max(1, n), hidden.dtype)
+                   for labels, n in zip((words, order), counts)]
+        mlm_loss = model.mlm.loss(hidden, words, weights[0])
+        nsp_loss = fused.cross_entropy(model.nsp(summary), labels=order, weights=weights[1])
+        return dict(mlm_loss=mlm_loss, nsp_loss=nsp_loss)
 
     def scores(self, model, b):
         """Sums over a held-out batch, by name, and what to divide them by."""
@@ -355,19 +399,24 @@ def surprise(logits, labels):
     """-log probability of the labels, in float64."""
     z = logits.astype(np.float64)
     z -= z.max(1, keepdims=True)
-    return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), labels]
+    total = np.log(np.exp(z).sum(1))
+    return total - z[np.arange(len(z)), labels]
 
 
 # ---- sizes: the published ones, and one for the first three minutes
 
-SMALL = dict(init=0.0, dropout=0.0, attention_dropout=0.0, correct=True, beta2=0.98)    # recipe of narrow models
+# The recipe of narrow models.
+SMALL = dict(init=0.0, dropout=0.0, attention_dropout=0.0, correct=True, beta2=0.98)
 SIZES = dict(
-    smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128, seq=64, predictions=10,
-                 tokens=1024, accumulate=2, steps=3000, warmup=300, lr=3e-3, **SMALL),
-    tiny=Config(layers=2, heads=2, width=128, hidden=512, tokens=1024, accumulate=2, steps=3000, warmup=300, lr=2e-3,
-                **SMALL),
-    mini=Config(layers=4, heads=4, width=256, hidden=1024, tokens=2048, accumulate=4, steps=20_000, warmup=1000, lr=1e-3),
-    small=Config(layers=4, heads=8, width=512, hidden=2048, tokens=2048, accumulate=8, steps=50_000, warmup=2000, lr=5e-4),
+    smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
+                 seq=64, predictions=10, tokens=1024, accumulate=2,
+                 steps=3000, warmup=300, lr=3e-3, **SMALL),
+    tiny=Config(layers=2, heads=2, width=128, hidden=512, tokens=1024, accumulate=2,
+                steps=3000, warmup=300, lr=2e-3, **SMALL),
+    mini=Config(layers=4, heads=4, width=256, hidden=1024, tokens=2048, accumulate=4,
+                steps=20_000, warmup=1000, lr=1e-3),
+    small=Config(layers=4, heads=8, width=512, hidden=2048, tokens=2048, accumulate=8,
+                 steps=50_000, warmup=2000, lr=5e-4),
     medium=Config(layers=8, heads=8, width=512, hidden=2048),
     base=Config(),
     large=Config(layers=24, heads=16, width=1024, hidden=4096),

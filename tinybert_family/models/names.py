@@ -1,16 +1,24 @@
-"""Our names and the published ones. A model's NAMES says what each parameter is called in Hugging Face files:
+"""Our names and the published ones.
 
-    "layers.#.mlp.up.*": "bert.encoder.layer.#.intermediate.dense.*"       # is a number, * the last word
-    "layers.#.attention.qkv.*": [query, key, value]                        our one matrix is published in equal parts
+A model's NAMES says what each parameter is called in Hugging Face files:
+
+    "layers.#.mlp.up.*": "bert.encoder.layer.#.intermediate.dense.*"
+    "layers.#.attention.qkv.*": [query, key, value]
+
+# is a number, * the last word; what stands against a list is published in equal parts.
 """
 import re
 
 
 def published(model):
-    """(published name, Tensor, the rows of it that carry this name or None for all) for every parameter."""
+    """(published name, Tensor, rows) for every parameter.
+
+    rows: the part of the Tensor that carries this name, or None for all of it.
+    """
     rules = [(rule_pattern(ours), theirs) for ours, theirs in model.NAMES.items()]
     for path, tensor in model.named().items():
-        theirs, wild = next((theirs, m.groups()) for rule, theirs in rules if (m := rule.fullmatch(path)))
+        theirs, wild = next((theirs, match.groups()) for rule, theirs in rules
+                            if (match := rule.fullmatch(path)))
         if isinstance(theirs, str):
             yield fill(theirs, wild), tensor, None
             continue
@@ -20,7 +28,8 @@ def published(model):
 
 
 def rule_pattern(ours):
-    return re.compile(re.escape(ours).replace(r"\#", r"(\d+)").replace(r"\*", r"(\w+)"))
+    escaped = re.escape(ours)
+    return re.compile(escaped.replace(r"\#", r"(\d+)").replace(r"\*", r"(\w+)"))
 
 
 def fill(name, wild):

@@ -1,7 +1,7 @@
-"""The door between padded [B, S] arrays, which users have, and packed [T] rows, which the models know.
+"""The door between padded [B, S] arrays, which users have, and packed [T] rows, which models know.
 
-A call packs once on the way in and unpacks once on the way out. Places that the mask leaves out do not exist inside;
-in the outputs they are zero.
+A call packs once on the way in and unpacks once on the way out. Places that the mask leaves out do
+not exist inside; in the outputs they are zero.
 """
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ class Packed(NamedTuple):
 
     def unpack(self, x):
         """[T, ...] -> [B, S, ...]"""
-        return put(x, index=self.index, rows=self.shape[0] * self.shape[1]).reshape(*self.shape, *x.shape[1:])
+        rows = self.shape[0] * self.shape[1]
+        return put(x, index=self.index, rows=rows).reshape(*self.shape, *x.shape[1:])
 
     def unpack_first(self, x):
         """One row per sequence back in the order of the batch.  [B', ...] -> [B, ...]"""
@@ -53,18 +54,22 @@ def within(name, x, limit, what):
     bad = (x < 0) | (x >= limit)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        raise Error(f"{name}: {x[row, column]} at row {row} column {column}, but {what} is {limit}; "
-                    f"were these made with this model's own tokenizer?")
+        raise Error(f"{name}: {x[row, column]} at row {row} column {column}, but {what} is "
+                    f"{limit}; were these made with this model's own tokenizer?")
 
 
 def pack(config, input_ids, attention_mask=None, token_type_ids=None):
     """Check a padded batch and drop what the mask leaves out."""
     ids = integers("input_ids", input_ids)
     if ids.shape[1] > config.positions:
-        raise Error(f"input_ids: {ids.shape[1]} tokens, but this model was built for {config.positions} positions; "
+        raise Error(f"input_ids: {ids.shape[1]} tokens, but this model was built for "
+                    f"{config.positions} positions; "
                     f"call the tokenizer with max_length={config.positions}")
-    mask = np.ones_like(ids) if attention_mask is None else integers("attention_mask", attention_mask, ids.shape)
-    types = np.zeros_like(ids) if token_type_ids is None else integers("token_type_ids", token_type_ids, ids.shape)
+    mask, types = np.ones_like(ids), np.zeros_like(ids)
+    if attention_mask is not None:
+        mask = integers("attention_mask", attention_mask, ids.shape)
+    if token_type_ids is not None:
+        types = integers("token_type_ids", token_type_ids, ids.shape)
     within("input_ids", ids, config.vocab, "the vocabulary's size")
     within("attention_mask", mask, 2, "the number of values a mask has")
     within("token_type_ids", types, max(1, config.types), "the number of token types")
@@ -73,4 +78,5 @@ def pack(config, input_ids, attention_mask=None, token_type_ids=None):
     row, column = np.nonzero(mask[order])
     row = order[row]
     cuts = np.concatenate([[0], np.cumsum(lengths[order])])
-    return Packed(ids[row, column], types[row, column], column, cuts, row * ids.shape[1] + column, ids.shape)
+    index = row * ids.shape[1] + column
+    return Packed(ids[row, column], types[row, column], column, cuts, index, ids.shape)

@@ -6,10 +6,11 @@ import numpy as np
 
 
 def pack(lengths, budget, sequences=None, shelf=64):
-    """Batches of sequence numbers, each of at most `budget` tokens (and `sequences` sequences), in nearly given order.
+    """Batches of sequence numbers, each of at most `budget` tokens, in nearly the given order.
 
-    The oldest waiting sequence always goes in; the rest of the room goes to the longest that still fit among the next
-    `shelf`. So hardly a token of the budget is left over, and nobody waits long.
+    The oldest waiting sequence always goes in; the rest of the room goes to the longest that still
+    fit among the next `shelf`. So hardly a token of the budget is left over, and nobody waits long.
+    `sequences`, where it is given, limits how many a batch may hold.
     """
     lengths = [int(n) for n in lengths]
     if lengths and max(lengths) > budget:
@@ -39,7 +40,8 @@ def ragged(pieces, dtype=np.int64):
 class Prefetch:
     """Iterate over `source` in a thread of its own, `ahead` items in advance.
 
-    What goes wrong in the thread is raised here, in its place among the items. close() ends the thread.
+    What goes wrong in the thread is raised here, in its place among the items. close() ends the
+    thread.
     """
     END = object()
 

@@ -3,7 +3,6 @@
 Everything streams: a document is read, cut into sentences, encoded and written before the next is
 looked at, so a corpus may be larger than memory. What is held out is decided here too.
 
-Three parts, each of use alone:
   read(paths)    plain text, .jsonl, folders of both, also packed as .gz .xz .bz2
   embedded()     the corpus of a machine without one: the documentation that every CPython brings
   Corpus         the ids on disk, mapped into memory when opened
@@ -17,7 +16,6 @@ import io
 import json
 import lzma
 import os
-import platform
 import shutil
 import sys
 import sysconfig
@@ -34,10 +32,9 @@ from tinybert_family.text import toy
 from tinybert_family.text.toy import Document
 
 # ---------------------------------------------------------------------------------------- sentences
-# A sentence ends at . ! or ? (and closing quotes) when a space follows and then a capital, a digit
-# or an opening quote. It does not end after the short words that carry a full stop of their own,
-# nor after initials (J. S. Bach). Chinese and Japanese write no space after their full stop.
-# Repeats are bounded, so that hostile text costs no more than other text.
+# A sentence ends at . ! or ? (and closing quotes) before a space and a capital, digit or opening
+# quote, but not after short words with a full stop of their own, nor after initials (J. S. Bach).
+# Chinese and Japanese write no space there. Repeats are bounded, so hostile text costs no more.
 SENTENCE_END = regex.compile(r"""
       (?<= [.!?…] ["'”’»)\]]{0,3} )
       (?<! \b (?: Mr | Mrs | Ms | Dr | Prof | St | vs | cf | e\.g | i\.e | \p{Lu} ) \. )
@@ -62,19 +59,17 @@ CONTROL = regex.compile(r"[\x01-\x08\x0E-\x1A\x1C-\x1F\x7F]")
 def read(paths, encoding="utf-8", note=lambda line: print(line, file=sys.stderr)):
     """Files and folders -> an iterator of Documents.
 
-    Plain text: a paragraph per line, a blank line between documents; a text without blank lines
-    becomes documents of a million characters. .jsonl: a document per line, {"text": "..."} or
-    {"sentences": ["...", ...]}, with a "name" if it has one. A folder is read recursively in sorted
-    order, hidden files aside; a file in it that is no text is skipped, and note(line) told so.
-    A file that is named outright must be text.
+    Plain text: a paragraph per line, a blank line between documents; without blank lines, documents
+    of a million characters. .jsonl: a document per line, {"text": "..."} or {"sentences": ["..."]},
+    perhaps with a "name". A folder is read recursively in sorted order, hidden files aside; what is
+    no text in it is skipped and told to note(line). A file that is named outright must be text.
     """
     try:
         io.TextIOWrapper(io.BytesIO(), encoding)    # refuses what is no encoding of text, as hex
         encoding = codecs.lookup(encoding).name
     except (LookupError, ValueError):
         raise Error(f"--encoding {encoding} does not exist; try utf-8, cp1252, latin-1") from None
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    paths = [Path(path) for path in paths]
+    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     return stream(paths, listed(paths), encoding, note)
 
 
@@ -83,12 +78,9 @@ def listed(paths):
     found = []
     for path in paths:
         if os.path.isdir(path):
-            inside = {}
-            for folder, folders, files in os.walk(path):
-                folders[:] = [f for f in folders if not f.startswith(".")]
-                for file in (Path(folder, f) for f in files if not f.startswith(".")):
-                    inside[file.relative_to(path).as_posix()] = file
-            found += [(inside[n], n, True) for n in sorted(inside) if os.path.isfile(inside[n])]
+            inside = {p.relative_to(path).as_posix(): p for p in path.rglob("*")}
+            seen = [n for n in sorted(inside) if not regex.search(r"(^|/)\.", n)]
+            found += [(inside[n], n, True) for n in seen if os.path.isfile(inside[n])]
         elif os.path.isfile(path):
             found.append((path, path.name, False))
         elif os.path.exists(path):
@@ -109,9 +101,8 @@ def stream(paths, files, encoding, note):
             skipped.append(f"{name} {fault}")
             note(f"skipped {path}: it {fault}")
             continue
-        unpacked = name.removesuffix(path.suffix) if path.suffix in OPENERS else name
-        reader = from_jsonl if unpacked.endswith(".jsonl") else from_text
-        for document in reader(path, name, encoding):
+        jsonl = regex.search(r"\.jsonl(\.gz|\.xz|\.bz2)?$", name)
+        for document in (from_jsonl if jsonl else from_text)(path, name, encoding):
             usable += 1
             yield document
     if not usable:
@@ -129,10 +120,8 @@ def judge(path, encoding):
     try:
         with open_bytes(path) as file:
             head = file.read(HEAD)
-    except DAMAGED:
-        return f"is damaged or no {path.suffix} file"
-    except OSError as e:
-        return f"cannot be read ({e.strerror or e})"
+    except (*DAMAGED, OSError) as e:
+        return f"cannot be read or is damaged ({e})"
     if not head:
         return "is empty"
     if encoding == "utf-8" and head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -155,7 +144,7 @@ def wrong_byte(file, encoding, whole=True):
         except UnicodeError as e:
             # e.object ends where reading stopped and starts with what the last block left over.
             at = seen - len(e.object) + e.start if isinstance(e, UnicodeDecodeError) else 0
-            other = "cp1252" if encoding == "utf-8" else "utf-8"
+            other = "utf-8" if encoding != "utf-8" else "cp1252"
             return f"is not {encoding.upper()} at byte {at} (try --encoding {other})"
 
 
@@ -202,8 +191,7 @@ def from_jsonl(path, name, encoding):
         if isinstance(found, str):
             found = [s for paragraph in found.split("\n") for s in sentences(paragraph)]
         if not isinstance(found, list) or not all(isinstance(s, str) for s in found):
-            raise Error(f"{path} line {number} has neither a \"text\" nor a list \"sentences\"; "
-                        'write {"text": "..."} in each line')
+            raise Error(f'{path} line {number} lacks a text; write {{"text": "..."}} in each line')
         # JSON can spell half a character (a lone surrogate), which no encoding writes: "?".
         found = [" ".join(s.encode("utf-8", "replace").decode().split()) for s in found]
         if any(found):
@@ -211,7 +199,7 @@ def from_jsonl(path, name, encoding):
 
 
 # ------------------------------------------------------------------------------ the embedded corpus
-RULES = 1                           # raised when the cleaning changes: caches are then made anew
+RULES = 1                           # raised when the cleaning changes: caches are made anew
 ENOUGH = 200_000                    # characters below which the next source is tried
 NOT_DOCUMENTATION = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages",
                      "pydoc_data", "_bundled", "__pycache__"}
@@ -219,11 +207,9 @@ NOT_DOCUMENTATION = {"test", "tests", "idle_test", "lib2to3", "site-packages", "
 
 def cache_folder():
     """Where what is made once is kept: $TINYBERT_CACHE, or else the user's cache, or else /tmp."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    choices = [f"{root}/tinybert_family" for root in (cache, tempfile.gettempdir())]
-    if os.environ.get("TINYBERT_CACHE"):
-        choices = [os.environ["TINYBERT_CACHE"]]
-    for folder in map(Path, choices):
+    own, cache = os.environ.get("TINYBERT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    shared = [Path(root, "tinybert_family") for root in (cache, tempfile.gettempdir())]
+    for folder in [Path(own)] if own else shared:
         try:
             folder = folder.expanduser()
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +217,7 @@ def cache_folder():
                 return folder
         except (OSError, RuntimeError):             # RuntimeError: a user without a home
             pass
-    raise Error(f"{choices[0]} cannot be written; set TINYBERT_CACHE to a folder that can")
+    raise Error(f"{own or shared[0]} cannot be written; set TINYBERT_CACHE to a folder that can")
 
 
 def embedded():
@@ -242,7 +228,7 @@ def embedded():
 def embedded_with_info():
     """(documents, {name, line, sha256}); the line tells the user which source it came from."""
     key = hashlib.sha256(f"{RULES} {sys.version} {sysconfig.get_path('stdlib')}".encode())
-    path = cache_folder() / f"python-{platform.python_version()}-{key.hexdigest()[:8]}.txt"
+    path = cache_folder() / f"python-{sys.version.split()[0]}-{key.hexdigest()[:8]}.txt"
     try:
         name, sha, text = path.read_text("utf-8").split("\n", 2)
         if hashlib.sha256(text.encode()).hexdigest() != sha:
@@ -269,7 +255,7 @@ def as_text(document):
 
 def first_source():
     """(name, documents) of the first source with enough text: some Pythons carry no sources."""
-    python = f"documentation of CPython {platform.python_version()}"
+    python = f"documentation of CPython {sys.version.split()[0]}"
     texts = [*docstrings(sysconfig.get_path("stdlib")), *topics()]
     found = clean(texts)
     if characters(found) >= ENOUGH:
@@ -345,11 +331,9 @@ def clean(texts):
     """[(name, text)] -> Documents. A paragraph that was seen before, anywhere, is dropped."""
     seen, documents = set(), []
     for name, text in texts:
-        found = []
-        for paragraph in prose(text):
-            if paragraph not in seen:
-                found += sentences(paragraph)
-            seen.add(paragraph)
+        new = [p for p in dict.fromkeys(prose(text)) if p not in seen]
+        seen.update(new)
+        found = [sentence for paragraph in new for sentence in sentences(paragraph)]
         if len(found) > 1:                          # a sentence alone has no neighbour
             documents.append(Document(name, found))
     return documents
@@ -387,8 +371,7 @@ class Corpus:
             os.rename(work, folder)
             shutil.rmtree(folder / "older", ignore_errors=True)
         except OSError as e:
-            raise Error(f"cannot write the corpus {folder} ({e.strerror or e}); "
-                        "make room there or give another folder") from None
+            raise Error(f"cannot write the corpus {folder} ({e}); give another folder") from None
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return Corpus.open(folder)
@@ -399,19 +382,17 @@ class Corpus:
         folder = Path(folder)
         try:
             about = json.loads((folder / "corpus.json").read_text("utf-8"))
-            names = (folder / "names.txt").read_text("utf-8").split("\n")[:-1]
             arrays = {}
             for what in ARRAYS:
                 kind, length = about["arrays"][what]
                 arrays[what] = np.memmap(folder / f"{what}.bin", kind, "r")
                 if len(arrays[what]) != length:
                     raise ValueError(f"{what}.bin holds {len(arrays[what])} numbers, not {length}")
-            corpus = Corpus(arrays, names, about["info"])
-            ends = corpus.sentences[-1], corpus.documents[-1], len(names)
-            if ends != (len(corpus.ids), len(corpus.sentences) - 1, len(corpus.documents) - 1):
+            corpus = Corpus(arrays, about["names"], about["info"])
+            ends = corpus.sentences[-1], corpus.documents[-1], len(corpus.names)
+            fits = ends == (len(corpus.ids), len(corpus.sentences) - 1, len(corpus.documents) - 1)
+            if not fits or max(corpus.train.max(), corpus.held.max()) >= len(corpus.names):
                 raise ValueError("its files do not fit each other")
-            if max(corpus.train.max(), corpus.held.max()) >= len(names):
-                raise ValueError("it holds out documents that do not exist")
             return corpus
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as e:
             what = "is damaged" if folder.exists() else "does not exist"
@@ -424,12 +405,12 @@ def write(folder, documents, tokenizer, name, progress):
     names, cuts, sha = [], [0], hashlib.sha256()
     words = size = tokens = done = 0
     with open(folder / "ids.bin", "wb") as ids_file, open(folder / "sentences.bin", "wb") as ends:
-        ends.write(numbers([0]))
+        ends.write(bytes(8))                        # the first sentence starts at 0
         for document in documents:
             kept, ids, lengths = encode(document, tokenizer)
             if lengths:
                 ids_file.write(ids.astype(kind).tobytes())
-                ends.write(numbers(tokens + np.cumsum(lengths)))
+                ends.write((tokens + np.cumsum(lengths, dtype="<i8")).tobytes())
                 sha.update(as_text(kept).encode("utf-8", "replace"))
                 names.append(kept.name)
                 cuts.append(cuts[-1] + len(lengths))
@@ -448,27 +429,21 @@ def write(folder, documents, tokenizer, name, progress):
     cuts, names, train, held, info["held_out"] = split(np.array(cuts), names)
     arrays = {"ids": (kind, tokens), "sentences": ("<i8", info["sentences"] + 1)}
     for what, array in ("documents", cuts), ("train", train), ("held", held):
-        save(folder / f"{what}.bin", numbers(array))
+        save(folder / f"{what}.bin", array.astype("<i8").tobytes())
         arrays[what] = "<i8", len(array)
-    save(folder / "names.txt", "".join(f"{n}\n" for n in names).encode("utf-8", "replace"))
-    save(folder / "corpus.json", json.dumps(dict(info=info, arrays=arrays), indent=1).encode())
+    about = json.dumps(dict(info=info, arrays=arrays, names=names), indent=1)
+    save(folder / "corpus.json", about.encode())
 
 
 def encode(document, tokenizer):
     """(document, ids, lengths) without the sentences of which no token is left."""
-    coded = [(s, tokenizer.encode(s)) for s in document.sentences]
-    coded = [(s, ids) for s, ids in coded if len(ids)]
+    coded = [(s, i) for s in document.sentences if len(i := tokenizer.encode(s))]
     all_ids = np.array([i for _, ids in coded for i in ids], np.int64)
     wrong = all_ids[(all_ids < 0) | (all_ids >= tokenizer.size)]
     if len(wrong):
         raise Error(f"token id {wrong[0]} in document {document.name}, but the tokenizer has "
                     f"{tokenizer.size} entries; its files do not belong together")
-    name = " ".join(document.name.split())          # names are kept one a line
-    return Document(name, [s for s, _ in coded]), all_ids, [len(ids) for _, ids in coded]
-
-
-def numbers(array):
-    return np.asarray(array, "<i8").tobytes()
+    return Document(document.name, [s for s, _ in coded]), all_ids, [len(i) for _, i in coded]
 
 
 def save(path, data):
@@ -477,8 +452,7 @@ def save(path, data):
         sync(file)
 
 
-def sync(file):
-    """Wait until the disk has it: a folder is renamed only when all of it is there."""
+def sync(file):                     # a folder is renamed only when the disk has all of it
     file.flush()
     os.fsync(file.fileno())
 
@@ -486,13 +460,10 @@ def sync(file):
 # --------------------------------------------------------------------------------- what is held out
 HELD = 0.1                          # share of the documents
 FEW = 10                            # documents below which each gives its own last tenth instead
-
-# Modules copied from one another belong on one side.
+# Modules copied from one another belong on one side (io and _pyio are told by their names).
 TWINS = {"help on debugger": "pdb", "sunau": "aifc", "wave": "aifc", "lzma": "bz2", "gzip": "bz2",
-         "asyncio.locks": "threading", "asyncio.queues": "queue", "ntpath": "posixpath",
-         "collections_abc": "collections", "json.decoder": "json", "json.encoder": "json",
-         "wsgiref.headers": "email.message", "tkinter.tix": "tkinter",
-         "email.quoprimime": "email.base64mime"}
+         "asyncio.locks": "threading", "asyncio.queues": "queue", "tkinter.tix": "tkinter",
+         "wsgiref.headers": "email.message", "email.quoprimime": "email.base64mime"}
 
 
 def share(name):
@@ -510,8 +481,8 @@ def split(cuts, names):
     document of its own, and those are held. One sentence alone serves both sides.
     """
     lengths = np.diff(cuts)
-    if len(names) < FEW and lengths.max() > 1:
-        long = lengths > 1
+    long = lengths > 1
+    if len(names) < FEW and long.any():
         tails = cuts[1:][long] - np.maximum(1, lengths[long] // 10)
         names = [part for n, two in zip(names, long) for part in [n, f"{n} (end)"][:1 + two]]
         cuts = np.sort(np.concatenate([cuts, tails]))

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from functools import lru_cache
 from itertools import groupby
@@ -36,13 +37,13 @@ MEMO_RUNS, MEMO_LENGTH = 1 << 17, 64        # runs of text remembered, none long
 
 
 def spans(text):
-    """"A 10-1F" -> [(0xA, 0xA), (0x10, 0x1F)]"""
+    """"A 10-1F" -> [0xA, 0xB, 0x10, 0x20]: where the spans begin, and where they are over."""
     ends = [[int(end, 16) for end in span.split("-")] for span in text.split()]
-    return [(span[0], span[-1]) for span in ends]
+    return [border for span in ends for border in (span[0], span[-1] + 1)]
 
 
-def within(code, table):
-    return any(first <= code <= last for first, last in table)
+def within(code, borders):
+    return bisect_right(borders, code) % 2 == 1
 
 
 NO_MARK = spans("""
@@ -127,7 +128,8 @@ class Characters(dict):
         return f" {text} " if self.chinese and within(ord(c), CHINESE) else text
 
 
-find_kept = re.compile("[%s]" % "".join(f"{chr(a)}-{chr(b)}" for a, b in KEPT)).search
+kept = "".join(f"{chr(a)}-{chr(b - 1)}" for a, b in zip(KEPT[::2], KEPT[1::2]))
+find_kept = re.compile(f"[{kept}]").search
 
 
 @lru_cache(1 << 12)
@@ -175,8 +177,7 @@ class WordPiece:
     def __init__(self, vocab, lower=True, accents=None, chinese=True, max_length=None):
         """`accents`: whether to remove them; None: just when lowering, as published models do.
         `chinese`: each Chinese character is a word. `max_length`: where calls truncate unasked."""
-        self.vocab = list(vocab)
-        check(self.vocab, "vocabulary: piece")
+        self.vocab = check(list(vocab), "vocabulary: piece")
         self.lower, self.accents, self.chinese = lower, accents, chinese
         self.max_length = max_length
         self.ids = {piece: i for i, piece in enumerate(self.vocab)}
@@ -381,6 +382,7 @@ def check(vocab, where):
     if missing:
         raise Error(f"{where.rpartition(':')[0]}: lacks {' '.join(missing)}; "
                     "a vocabulary of BERT has one piece a line, these among them")
+    return vocab
 
 
 def refuse_added(tokens, path):
@@ -395,8 +397,7 @@ def read_vocab(path):
     # at the end of a line is dropped, as published readers do; with it a piece could never match.
     lines = read(path).removeprefix("\ufeff").removesuffix("\n").split("\n")
     vocab = [line.rstrip() for line in lines]
-    check(vocab, f"{path}: line")
-    return vocab
+    return check(vocab, f"{path}: line")
 
 
 def read_tokenizer(path):
@@ -412,7 +413,7 @@ def read_tokenizer(path):
     names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
              "tokenize_chinese_chars": "handle_chinese_chars"}
     options = {ours: normalizer[theirs] for ours, theirs in names.items() if theirs in normalizer}
-    return sorted(vocab, key=vocab.get), options
+    return check(sorted(vocab, key=vocab.get), f"{path}: piece"), options
 
 
 def read(path):
