@@ -444,14 +444,21 @@ def rows_of(facts, tokens, times, operations, alone):
 def in_processes(args, facts, peer):
     """{side: what alone() tells}"""
     common = facts["section"], facts["size"], facts["dropout"], args.model, args.threads, args.micro
-    told = dict(ours=child("ours", facts["lengths"], *common))
-    return told | (dict(transformers=child("transformers", "full", *common)) if peer else {})
+    jobs = [("ours", facts["lengths"])] + [("transformers", "full")] * bool(peer)
+    told = {}
+    for side, lengths in jobs:
+        try:
+            told[side] = child(side, lengths, *common)
+        except Error as problem:                            # out of memory, as a rule: go on
+            args.notes.append(str(problem))
+    return told
 
 
 @functools.cache
 def child(side, lengths, section, size, dropout, model, threads, micro):
-    command = [sys.executable, __file__, "--alone", side, "--lengths", lengths, "--section", section,
-               "--size", size, "--dropout", str(dropout), "--model", model, "--threads", threads]
+    command = [sys.executable, __file__, "--alone", side, "--lengths", lengths, "--section",
+               section, "--size", size, "--dropout", str(dropout), "--model", model,
+               "--threads", threads]
     command += ["--micro", str(micro)] if micro else []
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:

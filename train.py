@@ -75,6 +75,8 @@ def read_command(argv):
     base = module.SIZES[size]
     parser.add_settings(module, base)
     args = parser.read(argv)
+    if args.seed < 0 or args.seed >= 2 ** 32:
+        raise Error(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - 1}")
     given = {k: v for k, v in vars(args).items() if k.startswith("config_") and v is not None}
     config = replace(base, **{k.removeprefix("config_"): v for k, v in given.items()})
     explicit = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}

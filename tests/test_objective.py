@@ -80,7 +80,7 @@ def test_a_worked_example():
                   # A is [3:7] [7:9], B is what follows, [9:14]; eleven tokens, one too many
                   3, 0.7,
                   0.2,              # A is longer: it loses one, from its front
-                  0.05, 8)          # a short one for whatever comes next: nothing
+                  0.05, 10)         # a "short" one of the most it may be, for whatever comes next
     pairs = segments.pairs_of(corpus, np.array([0, 1]), 0, 13, 0.1, coins)
     assert pairs == [(0, 3, 17, 23, True), (4, 9, 9, 14, False)]
     assert not coins.draws

@@ -200,7 +200,7 @@ def compare(model, inputs, folder, factors, what):
         times, name = factor(*args)
         kind = f"{kind} (wide)" if what == "wide" else kind
         factors[kind] = max(times, factors.get(kind, 0))
-        assert times < limit, f"{what}: {name} in float32 is {times:.1f} times as far off as torch's"
+        assert times < limit, f"{what}: {name} in float32 is {times:.1f} times as far as torch's"
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -393,7 +393,8 @@ def test_a_saved_folder_is_whole_for_auto_tokenizer_and_auto_model(tmp_path):
 SENTENCES = [
     "Paris is the capital of France.", "The cat sat on the mat, and then it left.", "A",
     "In 1865 Maxwell showed that electric and magnetic fields travel through space as waves at "
-    "the speed of light; nobody had asked him to, and it took two decades before Hertz saw them in his laboratory.",
+    "the speed of light; nobody had asked him to, and it took two decades before Hertz saw them in "
+    "his laboratory.",
     "Größe, naïveté, 東京 and ½ are no English words.", "def f(x): return x ** 2  # squares",
     "How do I reset my password?",
     "We sat by the bank of the river and counted the money from the bank.",

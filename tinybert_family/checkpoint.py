@@ -14,16 +14,16 @@ import numpy as np
 
 from .engine.nn import Init
 from .error import Error
-from .files import (read_json, read_safetensors, safetensors_header, write_atomically,
+from .files import (read_json, read_safetensors, safetensors_header, shown, write_atomically,
                     write_safetensors)
-from .models.names import published
+from .models.names import in_its_file, published
 from .text.wordpiece import WordPiece
 
 VARIANTS = dict(bert="bert")                # model_type in config.json -> file in models/
 
 
 def variant(model_type, where):
-    if model_type not in VARIANTS:
+    if not isinstance(model_type, str) or model_type not in VARIANTS:
         raise Error(f"{where}: {model_type!r} is no model of this family; these are: "
                     f"{', '.join(sorted(VARIANTS))}")
     return importlib.import_module(f".models.{VARIANTS[model_type]}", __package__)
@@ -41,8 +41,11 @@ def load(folder, dtype=np.float32):
     settings = read_json(where)
     module = variant(settings.get("model_type"), where)
     path = weights_file(folder)
-    renamed = our_spelling(module, safetensors_header(path))
+    renamed = our_spelling(module, safetensors_header(path), path)
     config, heads = read_config(module, settings, where), heads_in(module, renamed)
+    if config.layers > len(renamed):        # before so many are made
+        raise Error(f"{path}: holds {len(renamed)} tensors, too few for the {config.layers} layers "
+                    "of config.json; the two files do not belong together")
     model = module.Model(config, Init(dtype=dtype), heads)
     model.settings = settings
     fill(model, read_safetensors(path), renamed, path, dtype)
@@ -61,15 +64,9 @@ def save(model, folder):
 
 
 def published_arrays(model):
-    """{name in the published file: array}.
-
-    A model without heads is published without the prefix that heads need.
-    """
-    module = file_of(model)
-    bare = architecture(model) == next(iter(module.HF_CLASSES))
-    prefix = module.HF_TYPE + "." if bare else ""
-    return {name.removeprefix(prefix): tensor.data if rows is None else tensor.data[rows]
-            for name, tensor, rows in published(model)}
+    """{name in the published file: array}"""
+    return {name: tensor.data if rows is None else tensor.data[rows]
+            for name, tensor, rows in in_its_file(model)}
 
 
 def load_tokenizer(folder):
@@ -95,8 +92,9 @@ def count_parameters(config):
 
 def known_class(module, settings, where):
     """The class that `architectures` names, or the bare model."""
-    name = (settings.get("architectures") or [next(iter(module.HF_CLASSES))])[0]
-    if name not in module.HF_CLASSES:
+    names = settings.get("architectures") or [next(iter(module.HF_CLASSES))]
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in module.HF_CLASSES:
         raise Error(f"{where}: architectures {name!r}, but these are known: "
                     f"{', '.join(module.HF_CLASSES)}")
     return name
@@ -125,8 +123,9 @@ def typed(value, kind, what):
     if kind is str and isinstance(value, str):
         return value
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind in (int, float) and numeric and (kind is float or value == int(value)):
-        if abs(value) < 2 ** 31:
+    # NaN is below nothing, so the size is asked first.
+    if kind in (int, float) and numeric and abs(value) < 2 ** 31:
+        if kind is float or value == int(value):
             return kind(value)
     raise Error(f"{what} is {value!r}, but {'a word' if kind is str else 'a number'} is wanted")
 
@@ -166,13 +165,13 @@ def weights_file(folder):
     return path
 
 
-def our_spelling(module, names):
+def our_spelling(module, names, path):
     """{the name as it is spelled today: the name in the file}.
 
     Old files say gamma and beta, and a bare model's file leaves out the prefix that a model with
     heads has.
     """
-    prefix = module.HF_TYPE + "."
+    prefix = module.Model.PREFIX
     bare = not any(name.startswith(prefix) for name in names)
     spelled = {}
     for name in names:
@@ -180,6 +179,9 @@ def our_spelling(module, names):
         today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
         if bare and not today.startswith(module.HF_HEAD_PREFIX):
             today = prefix + today
+        if today in spelled:
+            raise Error(f"{path}: holds both {shown(spelled[today])} and {shown(name)}, which are "
+                        "one parameter; remove one of them")
         if not re.fullmatch(module.HF_IGNORED, today):
             spelled[today] = name
     return spelled
@@ -224,6 +226,6 @@ def fill(model, arrays, renamed, path, dtype):
 
 def complain(path, verb, names):
     if names:
-        some = ", ".join(sorted(names)[:4])
+        some = ", ".join(shown(name) for name in sorted(names)[:4])
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         raise Error(f"{path}: {verb} {some}{more}; does its config.json belong to it?")

@@ -13,6 +13,7 @@ import contextlib
 import inspect
 import itertools
 import threading
+from numbers import Number
 
 from ..error import Error
 from . import philox
@@ -117,7 +118,10 @@ class Tensor:
                 raise Error(f"backward: the Tensor has shape {self.shape}; "
                             "only a single number needs no seed")
             seed = xp.ones_like(self.data)
-        self.node.receive(xp, xp.asarray(seed, self.dtype))
+        seed = xp.asarray(seed, self.dtype)
+        if seed.shape != self.shape:
+            raise Error(f"backward: the seed has shape {seed.shape}, but the Tensor {self.shape}")
+        self.node.receive(xp, seed)
         waiting = _reachable(self.node)
         for birth in sorted(waiting, reverse=True):
             node = waiting.pop(birth)
@@ -126,10 +130,11 @@ class Tensor:
             if node.pair is None:
                 raise Error("backward: it ran through this result already and freed it; "
                             "compute it again")
-            grads = node.pair.backward(xp, node.saved, node.grad, **node.static)
-            for parent, g in zip(node.parents, grads):
-                if parent is not None and g is not None:
-                    parent.receive(xp, g)
+            if node.grad is not None:       # None: what stands above it did not use it
+                grads = node.pair.backward(xp, node.saved, node.grad, **node.static)
+                for parent, g in zip(node.parents, grads):
+                    if parent is not None and g is not None:
+                        parent.receive(xp, g)
             node.pair = node.saved = node.grad = None
             node.parents = ()               # freed as we go
 
@@ -162,6 +167,11 @@ class Pair:
         self.saving = "saving" in inspect.signature(forward).parameters
 
 
+def plain(x):
+    """NumPy's numbers as Python's, which take on the type of the array they meet."""
+    return x.item() if isinstance(x, Number) and hasattr(x, "item") else x
+
+
 class Op:
     """A definition in array text, and perhaps a faster pair of kernels under the same contract."""
 
@@ -183,7 +193,9 @@ class Op:
         return self
 
     def __call__(self, *args, **static):
-        arrays = [a.data if type(a) is Tensor else a for a in args]
+        if any(type(value) is Tensor for value in static.values()):
+            raise Error(f"{self.name}: Tensors are given by place, settings by name")
+        arrays = [a.data if type(a) is Tensor else plain(a) for a in args]
         parents = tuple([a.node if type(a) is Tensor else None for a in args])
         xp = module_of(next(a for a in arrays if hasattr(a, "dtype")))
         # The only place in the library that asks "GPU?".
@@ -223,8 +235,10 @@ class _Again:
     def backward(xp, saved, dy):
         function, arrays, wanted, position = saved
         leaves = [Tensor(a, Node() if w else None) for a, w in zip(arrays, wanted)]
-        with philox.replay(position):       # the same dropout masks as the first time
-            function(*leaves).backward(dy)
+        with recorded(True), philox.replay(position):   # the same dropout masks as the first time
+            y = function(*leaves)
+        if y.node is not None:
+            y.backward(dy)
         return [leaf.grad for leaf in leaves]
 
 

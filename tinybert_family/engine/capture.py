@@ -14,7 +14,8 @@ class Captured:
 
     The first two calls run as they are, so that every kernel is compiled and every lazily made
     array exists. The third is captured. From then on a call copies its inputs into the captured
-    step's own input arrays and replays; what it returns is overwritten by the next call.
+    step's own input arrays and replays; what it returns is overwritten by the next call. Whatever
+    changes from step to step must come in `arrays`: a plain number is captured as it was.
     """
     WARM = 2
 
@@ -25,27 +26,27 @@ class Captured:
         xp = module_of(next(iter(arrays.values())))
         if xp is np:
             return self.step(arrays)
+        if not self.calls:
+            # Memory handed out during capture belongs to the graph for good, so it comes from a
+            # pool nobody else draws from; the plain runs fill it, as a miss would be an error.
+            self.stream, self.memory = xp.cuda.Stream(non_blocking=True), xp.cuda.MemoryPool()
         self.calls += 1
-        if self.calls <= self.WARM:
-            return self.step(arrays)
+        caller = xp.cuda.get_current_stream()
+        with xp.cuda.using_allocator(self.memory.malloc), self.stream:
+            self.stream.wait_event(caller.record())             # the inputs are there
+            outputs = self.step(arrays) if self.calls <= self.WARM else self.replay(arrays)
+            finished = self.stream.record()
+        caller.wait_event(finished)                             # the outputs are there
+        return outputs
+
+    def replay(self, arrays):
         if self.graph is None:
-            self.capture(xp, arrays)
+            self.inputs = {name: array.copy() for name, array in arrays.items()}
+            self.stream.begin_capture()
+            self.outputs = self.step(self.inputs)
+            self.graph = self.stream.end_capture()
         else:
             for name, array in arrays.items():
                 self.inputs[name][...] = array
         self.graph.launch(self.stream)
         return self.outputs
-
-    def capture(self, xp, arrays):
-        # Memory handed out during capture belongs to the graph for good: it comes from a pool that
-        # nobody else draws from.
-        self.inputs = {name: array.copy() for name, array in arrays.items()}
-        self.stream = xp.cuda.Stream(non_blocking=True)
-        self.memory = xp.cuda.MemoryPool()
-        xp.cuda.get_current_stream().synchronize()
-        with xp.cuda.using_allocator(self.memory.malloc), self.stream:
-            self.step(self.inputs)      # fills the pool: a miss inside capture would be an error
-            self.stream.synchronize()
-            self.stream.begin_capture()
-            self.outputs = self.step(self.inputs)
-            self.graph = self.stream.end_capture()

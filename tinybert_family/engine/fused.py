@@ -196,12 +196,12 @@ def dropout_mask(xp, shape, p, key):
 @op
 def dropout(xp, x, p=0.0, key=None):
     keep, scale = dropout_mask(xp, x.shape, p, key)
-    return x * keep * scale, keep
+    return x if keep is None else x * keep * scale, keep
 
 
 @dropout.grad
 def _(xp, keep, dy, p=0.0, key=None):
-    return dy * keep * dropout_scale(p),
+    return dy if keep is None else dy * keep * dropout_scale(p),
 
 
 # ---- embedding
@@ -298,6 +298,7 @@ def attention(xp, qkv, q=None, bias=None, cuts=None, heads=1, rows=None, reach=N
     qkv [T, 3H]; or q [R, H] for the tokens `rows` alone and qkv [T, 2H]. bias [A, P, P] adds bias[:, i, j] to the score
     of query i and key j of a sequence (relative positions). reach: keys further away than this are not looked at.
     """
+    packed = q is None
     q, k, v = attention_inputs(qkv, q)                              # [R, H], [T, H], [T, H]
     scale = scale or (heads / q.shape[1]) ** 0.5                    # 1 / sqrt(D)
     y = xp.empty_like(q, order="C")                                 # [R, H]
@@ -321,7 +322,7 @@ def attention(xp, qkv, q=None, bias=None, cuts=None, heads=1, rows=None, reach=N
         xp.divide((e if keep is None else e * keep) @ V, (total / factor)[..., None], out=Y)
         if saving:
             kept.append((tile, e, total, keep))
-    return y, (q, k, v, y, bias, kept)
+    return y, (packed, q, k, v, y, bias, kept)
 
 
 def attention_mask(xp, tile, heads, p, key):
@@ -340,13 +341,12 @@ def attention_mask(xp, tile, heads, p, key):
 def _(xp, saved, dy, cuts=None, heads=1, rows=None, reach=None, scale=None, p=0.0, key=None):
     # With P = e / total:  dV = P^T dY,  dP = dY V^T,  dS = P (dP - <dP, P>),  dQ = scale dS K,  dK = scale dS^T Q.
     # <dP, P> is <dY, Y> of the row, which needs D products instead of c; and 1 / total goes into dY once, not into P.
-    q, k, v, y, bias, kept = saved
+    packed, q, k, v, y, bias, kept = saved
     scale = scale or (heads / q.shape[1]) ** 0.5
-    alone = len(k) == len(q) and rows is None
     everything_written = rows is None and reach is None
-    width = 3 * q.shape[1] if alone else 2 * q.shape[1]
-    dqkv = (xp.empty if everything_written else xp.zeros)((len(k), width), dy.dtype)
-    dq, dk, dv = attention_inputs(dqkv, None if alone else xp.empty_like(q, order="C"))
+    new = xp.empty if everything_written else xp.zeros
+    dqkv = new((len(k), (3 if packed else 2) * q.shape[1]), dy.dtype)
+    dq, dk, dv = attention_inputs(dqkv, None if packed else xp.empty_like(q, order="C"))
     dbias = None if bias is None else xp.zeros_like(bias)
     for tile, e, total, keep in kept:
         Q, K, V, Y, dY, dQ, dK, dV = (by_head(x[part], tile.n, heads) for x, part in (
@@ -372,7 +372,7 @@ def _(xp, saved, dy, cuts=None, heads=1, rows=None, reach=None, scale=None, p=0.
         if dbias is not None:
             i, j = positions(xp, tile, rows)
             dbias[:, i[:, None], j] += ds[0]
-    return dqkv, None if alone else dq, dbias
+    return dqkv, None if packed else dq, dbias
 
 
 # ---- losses

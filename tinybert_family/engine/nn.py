@@ -91,7 +91,7 @@ class Linear(Module):
     def rows(self, x, lo, hi):
         """The outputs lo:hi alone."""
         weight = part(self.weight, lo=lo, hi=hi)
-        bias = part(self.bias, lo=lo, hi=hi)
+        bias = None if self.bias is None else part(self.bias, lo=lo, hi=hi)
         return fused.linear(x, weight, bias)                    # [T, in] -> [T, hi - lo]
 
 

@@ -297,7 +297,8 @@ def take(xp, x, index=None):
 
 @take.grad
 def _(xp, shape, dy, index=None):
-    distinct, rows = sum_rows(xp, dy.reshape(index.size, *shape[1:]), index.reshape(-1))
+    index = index.reshape(-1) % shape[0]            # -1 is another name of the last row
+    distinct, rows = sum_rows(xp, dy.reshape(index.size, *shape[1:]), index)
     return Part(distinct, rows, shape),
 
 

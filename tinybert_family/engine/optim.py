@@ -125,9 +125,9 @@ class Optimizer:
         return d
 
     def tensor_slices(self):
-        """(slice, its weight decay) for every parameter."""
+        """(slice, does weight decay pull at it) for every parameter."""
         for lo, hi in zip(self.arena.cuts, self.arena.cuts[1:]):
-            yield slice(lo, hi), self.decay if lo < self.arena.decayed else 0.0
+            yield slice(lo, hi), lo < self.arena.decayed
 
 
 class AdamW(Optimizer):
@@ -152,18 +152,22 @@ class AdamW(Optimizer):
 
 
 class LAMB(Optimizer):
-    """You et al. (2019): a tensor moves in AdamW's direction, in proportion to its own length."""
+    """You et al. (2019): a matrix moves in AdamW's direction, in proportion to its own length.
+
+    Biases and norms, which do not decay either, move as far as in AdamW.
+    """
 
     def step(self, lr):
         self.steps += 1
-        for piece, decay in self.tensor_slices():
+        for piece, decays in self.tensor_slices():
             self.moments(piece, self.betas)
             w = self.arena.data[piece]
-            update = self.direction(piece)
-            if decay:
-                update += decay * w
-            weight, move = global_norm(w), global_norm(update)
-            w -= lr * (weight / move if weight and move else 1.0) * update
+            update, trust = self.direction(piece), 1.0
+            if decays:
+                update += self.decay * w
+                weight, move = global_norm(w), global_norm(update)
+                trust = weight / move if weight and move else 1.0
+            w -= lr * trust * update
 
 
 class StableAdamW(Optimizer):
@@ -178,12 +182,13 @@ class StableAdamW(Optimizer):
         # in the long run.
         betas = [b * (1 - b ** (self.steps - 1)) / (1 - b ** self.steps) for b in self.betas]
         xp = module_of(self.m)
-        for piece, decay in self.tensor_slices():
+        for piece, decays in self.tensor_slices():
             self.moments(piece, betas)
             g, v, w = self.arena.grad[piece], self.v[piece], self.arena.data[piece]
             rms = math.sqrt(float((g * g / xp.maximum(v, self.eps ** 2)).mean()))
             rate = lr / max(1.0, rms)
-            w *= 1 - decay * (rate / self.peak if self.peak else rate)
+            if decays:
+                w *= 1 - self.decay * (rate / self.peak if self.peak else rate)
             w -= rate * self.m[piece] / (xp.sqrt(v) + self.eps)
 
 

@@ -64,7 +64,7 @@ def draw(xp, key, rows, columns):
 
 def threshold(p):
     """Dropout's p in 256ths: a draw below it is dropped; 256 / (256 - it) scales what stays."""
-    return int(round(p * 256))
+    return min(255, int(round(p * 256)))
 
 
 class _Now(threading.local):

@@ -17,7 +17,7 @@ from ..engine.optim import OPTIMIZERS, SCHEDULES
 from ..error import Error
 from ..text import corrupt, segments
 from . import padded
-from .names import published
+from .names import in_its_file
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Config:
     clip: float = 1.0               # longest gradient
 
     def __post_init__(self):
-        for name in ("vocab", "layers", "heads", "width", "hidden", "positions", "types", "seq",
-                     "tokens", "steps"):
-            if getattr(self, name) < 1:
-                raise Error(f"{name}: {getattr(self, name)}, but it must be at least 1")
+        for name, (least, most) in LIMITS.items():
+            if not least <= getattr(self, name) <= most:
+                raise Error(f"{name}: {getattr(self, name)}, but it must be at least {least} "
+                            f"and at most {most:,}")
         if self.width % self.heads:
             below = self.width // self.heads * self.heads
             near = [str(n) for n in (below, below + self.heads) if n]
@@ -85,6 +85,11 @@ class Config:
             raise Error(f"tokens: {self.tokens} in a micro-batch, fewer than the {self.seq} "
                         "of one sequence (seq)")
 
+
+LIMITS = dict(vocab=(1, 10**7), layers=(1, 1000), heads=(1, 10**4), width=(1, 10**5),
+              hidden=(1, 10**6), positions=(1, 10**7), types=(1, 1000), seq=(1, 10**7),
+              predictions=(1, 10**7), copies=(1, 10**6), tokens=(1, 10**8),
+              accumulate=(1, 10**6), steps=(1, 10**9), warmup=(0, 10**9))
 
 ACTIVATIONS = dict(gelu=dict(form="erf"), gelu_new=dict(form="tanh"),
                    gelu_pytorch_tanh=dict(form="tanh"), relu=None)
@@ -185,6 +190,7 @@ class MaskedHead(Module):
 class Model(Module):
     Embeddings, Layer, MaskedHead = Embeddings, Layer, MaskedHead   # what a variant may replace
     HEADS = "pooler", "mlm", "nsp"
+    PREFIX = "bert."                # of the published names, in a file that holds heads too
     NAMES = {
         "embeddings.word": "bert.embeddings.word_embeddings.weight",
         "embeddings.position": "bert.embeddings.position_embeddings.weight",
@@ -238,12 +244,16 @@ class Model(Module):
         x = self.encode(inputs.ids, inputs.positions, inputs.types, inputs.cuts)    # [T, H]
         return Output(self, x, inputs)
 
+    def bare(self):
+        """Is there no head for pre-training?"""
+        return self.mlm is None and self.nsp is None
+
     def named_parameters(self):
         """(name in the published file, Tensor with .grad) for every parameter.
 
         A fused matrix comes as the parts it is published in.
         """
-        for name, tensor, rows in published(self):
+        for name, tensor, rows in in_its_file(self):
             if rows is not None:
                 whole, tensor = tensor, autograd.parameter(tensor.data[rows])
                 tensor.node.grad = None if whole.grad is None else whole.grad[rows]

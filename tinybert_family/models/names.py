@@ -27,6 +27,13 @@ def published(model):
             yield fill(name, wild), tensor, slice(i * size, (i + 1) * size)
 
 
+def in_its_file(model):
+    """The same, as a file of this very model has it: without heads, without the prefix they need."""
+    prefix = model.PREFIX if model.bare() else ""
+    for name, tensor, rows in published(model):
+        yield name.removeprefix(prefix), tensor, rows
+
+
 def rule_pattern(ours):
     escaped = re.escape(ours)
     return re.compile(escaped.replace(r"\#", r"(\d+)").replace(r"\*", r"(\w+)"))

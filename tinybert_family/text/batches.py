@@ -1,8 +1,11 @@
 """Packing sequences into batches of a fixed number of tokens, and making batches ahead of time."""
+import itertools
 import queue
 import threading
 
 import numpy as np
+
+from ..error import Error
 
 
 def pack(lengths, budget, sequences=None, shelf=64):
@@ -14,10 +17,10 @@ def pack(lengths, budget, sequences=None, shelf=64):
     """
     lengths = [int(n) for n in lengths]
     if lengths and max(lengths) > budget:
-        raise ValueError(f"a sequence of {max(lengths)} tokens does not fit a budget of {budget}")
+        raise Error(f"a sequence of {max(lengths)} tokens does not fit a budget of {budget}")
     waiting, following, batches = [], iter(range(len(lengths))), []
     while True:
-        waiting += [i for i, _ in zip(following, range(shelf - len(waiting)))]
+        waiting += itertools.islice(following, shelf - len(waiting))
         if not waiting:
             return batches
         batch, room = [waiting.pop(0)], budget
@@ -69,10 +72,14 @@ class Prefetch:
         return False
 
     def __iter__(self):
-        while (item := self.items.get()) is not self.END:
+        while not self.stopped.is_set():
+            item = self.items.get()
+            if item is self.END or isinstance(item, BaseException):
+                self.stopped.set()
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            if item is not self.END:
+                yield item
 
     def close(self):
         self.stopped.set()

@@ -44,7 +44,7 @@ def pairs_of(corpus, documents, document, length, short, rng):
         single = e - s == 1
         middle = e if single else int(rng.integers(s + 1, e))
         a, a_end = cuts[s], cuts[middle]
-        is_random = len(documents) > 1 and (single or rng.random() < 0.5)
+        is_random = single or rng.random() < 0.5
         if is_random:
             b, b_end = elsewhere(corpus, documents, document, target - (a_end - a), rng)
             e = middle                                  # the unused sentences go back
