@@ -1,4 +1,5 @@
-"""bench.py: what it writes is what was promised, at a scale of seconds. How fast anything is, no test says."""
+"""bench.py: what it writes is what was promised, at a scale of seconds. How fast anything is, no
+test says."""
 import json
 import subprocess
 import sys
@@ -36,8 +37,9 @@ def test_every_row_has_the_promised_columns_and_there_is_one_for_every_combinati
     keys = "section", "what", "size", "lengths", "dropout"
     models = [tuple(row[key] for key in keys) for row in rows if row["section"] != "text"]
     kinds = ("step", "train", 0.1), ("step", "train", 0.0), ("infer", "infer", 0.0)
-    assert sorted(models) == sorted((section, what, "smoke", lengths, p) for section, what, p in kinds
-                                    for lengths in ("full", "ragged"))
+    wanted = [(section, what, "smoke", lengths, p) for section, what, p in kinds
+              for lengths in ("full", "ragged")]
+    assert sorted(models) == sorted(wanted)
     assert [r["what"] for r in rows if r["section"] == "text"] == ["encode warm", "encode cold"]
 
 
@@ -67,7 +69,7 @@ def test_the_machine_is_described(ours):
     assert about["numpy"] == np.__version__
 
 
-def test_peers_that_are_not_installed_are_told_and_our_numbers_follow(monkeypatch, capsys, tmp_path):
+def test_missing_peers_are_told_and_our_numbers_follow(monkeypatch, capsys, tmp_path):
     for name in "torch", "transformers", "tokenizers":
         monkeypatch.setitem(sys.modules, name, None)            # what makes an import fail
     monkeypatch.setattr(bench, "child", lambda *job: dict(imports_mb=1.0, mb=2.0, seconds=3.0))
@@ -114,7 +116,8 @@ def test_both_encoders_agree_on_every_line(tmp_path):
     told = json.loads(file.read_text())
     assert " 0 of them encoded differently" in told["notes"][0]
     assert {(r["what"], r["peer_name"]) for r in told["rows"]} == {
-        (f"encode {what}", peer) for what in ("cold", "warm") for peer in ("tokenizers", "tokenizers fast")}
+        (f"encode {what}", peer) for what in ("cold", "warm")
+        for peer in ("tokenizers", "tokenizers fast")}
     for row in told["rows"]:
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
 

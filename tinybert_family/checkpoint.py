@@ -14,8 +14,8 @@ import numpy as np
 
 from .engine.nn import Init
 from .error import Error
-from .files import (read_json, read_safetensors, safetensors_header, shown, write_atomically,
-                    write_safetensors)
+from .files import (make_writable, read_json, read_safetensors, safetensors_header, shown,
+                    write_atomically, write_safetensors)
 from .models.names import in_its_file, published
 from .text.wordpiece import WordPiece
 
@@ -55,10 +55,7 @@ def load(folder, dtype=np.float32):
 def save(model, folder):
     """Write config.json and model.safetensors; transformers loads the result."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise Error(f"{folder}: {problem.strerror}; choose a folder that can be written") from None
+    make_writable(folder)
     write_safetensors(folder / "model.safetensors", published_arrays(model))
     write_config(model, folder)
 

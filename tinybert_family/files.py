@@ -344,6 +344,18 @@ def make_folder(folder):
         sync_folder(folder.parent)
 
 
+def make_writable(folder, what="folder"):
+    """Make a folder, or say in one line why nothing can be written there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+        reason = "not writable"
+    except OSError as problem:
+        reason = problem.strerror
+    raise Error(f"{what} {shown(folder)}: {reason}; choose a folder that can be written")
+
+
 def remove(path):
     """A file, or a folder with all it holds."""
     path = Path(path)
