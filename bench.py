@@ -587,8 +587,12 @@ def machine(args):
     with contextlib.suppress(OSError, AttributeError):
         names = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         processor = names[1]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if args.cores > 1 and load > 0.3:       # torch's threads wait for the one that lost its core
+        args.notes.append(f"other processes kept {load:.1f} cores busy before we began: with "
+                          f"--threads all such numbers mean nothing, torch's least of all")
     return dict(date=time.strftime("%Y-%m-%d"), processor=processor, cores=cores(),
-                threads=args.cores, python=platform.python_version(),
+                load=round(load, 1), threads=args.cores, python=platform.python_version(),
                 platform=platform.platform(), **known)
 
 

@@ -251,8 +251,9 @@ class Model(Module):
         The names are those of transformers.
         """
         inputs = padded.pack(self.config, input_ids, attention_mask, token_type_ids)
-        x = self.encode(inputs.ids, inputs.positions, inputs.types, inputs.cuts)    # [T, H]
-        return Output(self, x, inputs)
+        parts = [inputs] if autograd.recording() else inputs.pieces()
+        states = [self.encode(p.ids, p.positions, p.types, p.cuts) for p in parts]
+        return Output(self, ops.concat(*states), inputs)                # [T, H]
 
     def bare(self):
         """Is there no head for pre-training?"""

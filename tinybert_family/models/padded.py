@@ -19,6 +19,20 @@ class Packed(NamedTuple):
     index: np.ndarray       # [T] row * S + column
     shape: tuple            # (B, S)
 
+    def pieces(self, tokens=1024):
+        """The same in parts of about so many tokens, cut between sequences.
+
+        Where nothing is kept for a backward, the arrays of a part stay in the cache, and memory
+        does not grow with the batch.
+        """
+        ends = self.cuts.searchsorted(range(tokens, self.cuts[-1], tokens))
+        bounds = sorted({0, *ends.tolist()} - {len(self.cuts) - 1}) + [len(self.cuts) - 1]
+        bounds = [0, 0] if len(self.cuts) == 1 else bounds              # a batch of nothing
+        for a, b in zip(bounds, bounds[1:]):
+            t = slice(self.cuts[a], self.cuts[b])
+            yield Packed(self.ids[t], self.types[t], self.positions[t],
+                         self.cuts[a:b + 1] - self.cuts[a], self.index[t], self.shape)
+
     def unpack(self, x):
         """[T, ...] -> [B, S, ...]"""
         rows = self.shape[0] * self.shape[1]
