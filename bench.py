@@ -16,7 +16,7 @@ What is slow: small and base with --peers (half a minute to a minute a line), an
 which has --compile-seconds in all and finds in the next run what it compiled in this one.
 
 NOTES on what was tried and did not pay (two shared cores, November 2026):
-- inference in parts of 256 to 2,048 tokens instead of the whole batch: 11 % slower to 1 % faster
+- glibc's malloc told to keep what is freed (mallopt): nothing for us, and the peer gains by it
 - micro-batches of 512 tokens instead of 2,048: 10 % slower at tiny, 3 to 7 % at mini and small
 - one malloc arena for all threads: 50 times fewer page faults at small, no time at all
 - a transposed copy of the vocabulary's matrix for the product with it: 5 %, less than the copy
@@ -50,7 +50,6 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybert_family import Error, checkpoint
-from tinybert_family.engine import backend
 from tinybert_family.engine.autograd import no_grad
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
@@ -85,10 +84,9 @@ def read_command(argv):
     parser = Parser(prog="bench.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--section", nargs="+", choices=SECTIONS, default=SECTIONS, help="default: all of them")
+    add("--section", nargs="+", action="extend", choices=SECTIONS, help="default: all of them")
     add("--peers", action="store_true", help="measure the libraries people use now beside us")
-    add("--size", nargs="+", choices=list(SIZES), default=list(SIZES)[1:],
-        help="default: all but smoke")
+    add("--size", nargs="+", action="extend", choices=list(SIZES), help="default: all but smoke")
     add("--model", choices=sorted(checkpoint.VARIANTS), default="bert")
     add("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
     add("--dropout", nargs="+", type=float, choices=DROPOUTS, default=DROPOUTS, help="in training")
@@ -100,7 +98,8 @@ def read_command(argv):
     add("--json", metavar="FILE", help="write all numbers there, too")
     add("--alone", choices=["ours", "transformers"],
         help="one side of the first line in this process: its memory and time, as JSON")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
+    args.section, args.size = args.section or SECTIONS, args.size or list(SIZES)[1:]
     for name in "repeats", "micro":
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Error(f"--{name} {getattr(args, name)}: it must be at least 1")
@@ -372,7 +371,8 @@ def interleave(sides, repeats, clock):
     for name, side in sides.items():        # warm up, and find how many calls make 50 milliseconds
         start = clock()
         side()
-        calls[name] = max(1, int(0.05 / max(1e-6, clock() - start)))
+        once = max(1e-6, clock() - start)
+        calls[name] = max(1, int(0.05 / once))
     began = time.perf_counter()
     for i in range(repeats):
         if i >= ROUNDS and time.perf_counter() - began > PATIENCE:
@@ -442,8 +442,6 @@ def rows_of(facts, tokens, times, operations, alone):
         for side, name in ("ours", "ours"), ("peer", peer):
             if name in alone:
                 row |= {f"{side}_{key}": alone[name][key] for key in ("mb", "imports_mb")}
-        if peer in alone and facts["lengths"] == "full":
-            row["peer_alone"] = tokens / alone[peer]["seconds"]
         yield row
 
 
@@ -476,21 +474,16 @@ def child(side, lengths, section, size, dropout, model, threads, micro):
 
 
 def alone(args, peers):
-    """The child's part: MB of the imports, MB above them at the peak, and seconds a step.
-
-    The peer runs here with the C library's own malloc, while in the parent it shares our setting
-    (keep_freed_memory): the two times beside each other tell whether that setting harms it.
-    """
+    """The child's part: MB of the imports, and MB above them at the peak."""
     section, size, lengths = args.section[0], args.size[0], args.lengths[0]
     imports, train = resident("VmRSS"), section == "step"
     module, config, batches = setting(args, size, args.dropout[0] if train else 0.0)
     if args.alone == "ours":
-        backend.keep_freed_memory()
         side = Ours(args, module, config, train).step(batches[lengths], size)
     else:
         side = Peer(peers, module, config, train, args.cores).step(batches[lengths])
-    seconds = median(interleave(dict(side=side), 2, args.clock)["side"])
-    told = dict(imports_mb=imports, mb=resident("VmHWM") - imports, seconds=seconds)
+    interleave(dict(side=side), 2, args.clock)
+    told = dict(imports_mb=imports, mb=resident("VmHWM") - imports)
     print(json.dumps(told))
 
 
@@ -598,10 +591,6 @@ def machine(args):
 
 def closing_notes(rows):
     """What the columns have no room for."""
-    alone = [row["peer_alone"] / row["peer"] for row in rows if "peer_alone" in row]
-    if alone:
-        yield (f"transformers in a process of its own, with malloc as the C library sets it, is "
-               f"{min(alone):.2f} to {max(alone):.2f} times as fast as here")
     imports = {side: max((row.get(f"{side}_imports_mb", 0) for row in rows), default=0)
                for side in ("ours", "peer")}
     if imports["ours"]:
@@ -618,9 +607,6 @@ def bench(args):
     peers = import_peers() if wanted else None
     if args.alone:
         return alone(args, peers)
-    # What our programs do when they start. It changes malloc for the whole process and so for
-    # the peer as well; closing_notes tells what that does to it.
-    backend.keep_freed_memory()
     about, rows = machine(args), []
     print(", ".join(f"{key} {value}" for key, value in about.items()), line(), sep="\n", flush=True)
     for row in itertools.chain(model_rows(args, peers),

@@ -555,7 +555,7 @@ def names_in(name):
     return used | imported | {getattr(n, "module", None) for n in imports}
 
 
-@pytest.mark.parametrize("name", ["ops", "fused", "philox", "autograd"])
+@pytest.mark.parametrize("name", ["ops", "attention", "fused", "philox", "autograd"])
 def test_the_text_of_ops_names_neither_library(name):
     assert not names_in(name) & {"np", "numpy", "cupy"}
 
@@ -568,7 +568,7 @@ def test_only_backend_imports_cupy():
 def asked_of_xp():
     """Every dotted name that begins with xp, without it."""
     found = set()
-    for name in "ops", "fused", "philox", "autograd", "optim", "backend":
+    for name in "ops", "attention", "fused", "philox", "autograd", "optim", "backend":
         for node in ast.walk(tree(name)):
             path = []
             while isinstance(node, ast.Attribute):

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from tinybert_family.text import wordpiece
+from tinybert_family.text.characters import find_kept
 from tinybert_family.text.wordpiece import SPECIAL, WordPiece
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,7 +37,7 @@ def characters():
         kinds.setdefault(unicodedata.category(c), []).append(c)
         if unicodedata.combining(c):
             marks.append(c)
-    return list(kinds.values()), marks, [c for c in marks if wordpiece.find_kept(c)]
+    return list(kinds.values()), marks, [c for c in marks if find_kept(c)]
 
 
 @cache

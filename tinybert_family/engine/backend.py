@@ -57,20 +57,6 @@ def kernel_source(name, here=Path(__file__).resolve().parent.parent):
     raise Error(f"{name}: not in {here}/kernels nor {here.parent}/kernels; reinstall the package")
 
 
-def keep_freed_memory():
-    """Ask glibc to keep what we free instead of handing it back to the system.
-
-    A training step frees and asks again for the same large arrays. Given back, each comes anew as
-    untouched pages, and the first write to every page costs a fault.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(ctypes.c_int(-3), ctypes.c_int(1 << 30))
-        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(-1))
-    except (OSError, AttributeError):
-        pass
-
-
 def row_blocks(x, size=96 * 1024):
     """Slices of the first axis small enough that a chain of elementwise steps stays in the cache.
 

@@ -30,7 +30,8 @@ class Init:
         x = self.rng.standard_normal(shape)
         far = abs(x) > 2
         while far.any():                            # draw again what lies beyond two deviations
-            x[far] = self.rng.standard_normal(int(far.sum()))
+            again = int(far.sum())
+            x[far] = self.rng.standard_normal(again)
             far = abs(x) > 2
         return parameter((x * (std or self.std or shape[-1] ** -0.5)).astype(self.dtype))
 
@@ -41,10 +42,12 @@ class Init:
         """
         if self.rng is None:
             return self.constant(shape, 0)
-        rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])
-        angle = rows * 10_000.0 ** (-(columns // 2) / (shape[1] / 2))
-        x = np.where(columns % 2, np.cos(angle), np.sin(angle))
-        return parameter((height * x).astype(self.dtype))
+        row = np.arange(shape[0])[:, None]
+        column = np.arange(shape[1])
+        slowness = 10_000.0 ** (column // 2 * 2 / shape[1])
+        angle = row / slowness
+        waves = np.where(column % 2, np.cos(angle), np.sin(angle))
+        return parameter((height * waves).astype(self.dtype))
 
     def constant(self, shape, value):
         if self.rng is None:

@@ -112,16 +112,18 @@ class Optimizer:
         square *= 1 - b2
         v += square
 
-    def direction(self, b):
-        """m / (sqrt(v) + eps), corrected: how the block would move at learning rate 1."""
+    def direction(self, b, lr=1.0):
+        """lr m' / (sqrt(v') + eps) with m' = m / c1 and v' = v / c2: how far the block moves.
+
+        The corrections go into the two numbers, so that they cost no pass over the arrays.
+        """
         xp = module_of(self.m)
         c1, c2 = self.corrections()
+        root = math.sqrt(c2)
         d = xp.sqrt(self.v[b])
-        d *= 1 / math.sqrt(c2)
-        d += self.eps
+        d += self.eps * root
         xp.divide(self.m[b], d, out=d)
-        if c1 != 1:
-            d *= 1 / c1
+        d *= lr * root / c1
         return d
 
     def tensor_slices(self):
@@ -143,8 +145,7 @@ class AdamW(Optimizer):
             for b in blocks(hi - lo):
                 b = slice(lo + b.start, lo + b.stop)
                 self.moments(b, self.betas)
-                update = self.direction(b)
-                update *= lr
+                update = self.direction(b, lr)
                 w = self.arena.data[b]
                 if decay:
                     w *= 1 - lr * decay

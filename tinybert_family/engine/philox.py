@@ -63,8 +63,13 @@ def draw(xp, key, rows, columns):
 
 
 def threshold(p):
-    """Dropout's p in 256ths: a draw below it is dropped; 256 / (256 - it) scales what stays."""
+    """Dropout's p in 256ths: a draw below it is dropped."""
     return min(255, int(round(p * 256)))
+
+
+def scale(p):
+    """What stays after dropout is multiplied by this, which keeps the mean."""
+    return 256 / (256 - threshold(p))
 
 
 class _Now(threading.local):

@@ -28,7 +28,7 @@ def published(model):
 
 
 def in_its_file(model):
-    """The same, as a file of this very model has it: without heads, without the prefix they need."""
+    """The same, as this model's own file has it: without heads, also without their prefix."""
     prefix = model.PREFIX if model.bare() else ""
     for name, tensor, rows in published(model):
         yield name.removeprefix(prefix), tensor, rows
