@@ -6,7 +6,7 @@ Every other file of this folder is read against this one. Tokens of all sequence
 [T, H]; `cuts` tells them apart. Letters: T tokens, S sequences, H width, A heads, F hidden, V
 vocabulary, K masked tokens.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
