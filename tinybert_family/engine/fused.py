@@ -86,8 +86,8 @@ def normal_cdf(xp, x, square):
     return xp.where(x > 0, 1 - tail, tail)
 
 
-def gelu_erf(xp, z, slope):
-    """z Phi(z), and its derivative Phi(z) + z phi(z) where asked."""
+def gelu_erf(xp, z, y, slope):
+    """y = z Phi(z), and the derivative Phi(z) + z phi(z) where asked."""
     square = z * z
     cdf = normal_cdf(xp, z, square)
     if slope is not None:
@@ -96,11 +96,11 @@ def gelu_erf(xp, z, slope):
         slope *= 1 / math.sqrt(2 * math.pi)
         slope *= z
         slope += cdf
-    return xp.multiply(z, cdf, out=cdf)
+    xp.multiply(z, cdf, out=y)
 
 
-def gelu_tanh(xp, z, slope):
-    """z (1 + tanh u) / 2 with u = sqrt(2/pi) (z + 0.044715 z^3), the approximation that some
+def gelu_tanh(xp, z, y, slope):
+    """y = z (1 + tanh u) / 2 with u = sqrt(2/pi) (z + 0.044715 z^3), the approximation that some
     published models were trained with; and its derivative where asked."""
     k = math.sqrt(2 / math.pi)
     square = z * z
@@ -109,7 +109,7 @@ def gelu_tanh(xp, z, slope):
     if slope is not None:
         # The product rule: half + z dhalf/dz, where d tanh(u)/dz = (1 - tanh(u)^2) du/dz.
         slope[...] = half + 0.5 * z * (1 - t * t) * horner(square, (k, 3 * 0.044715 * k))
-    return z * half
+    xp.multiply(z, half, out=y)
 
 
 @op
@@ -121,7 +121,7 @@ def gelu(xp, x, bias=None, form="erf", saving=True):
     slope = xp.empty_like(x) if saving else None
     for r in row_blocks(x):
         z = x[r] if bias is None else x[r] + bias
-        y[r] = curve(xp, z, slope[r] if saving else None)
+        curve(xp, z, y[r], slope[r] if saving else None)
     return y, (slope, bias is not None)
 
 
@@ -146,9 +146,10 @@ def norm(xp, x, gain, shift, residual=None, bias=None, eps=1e-12, p=0.0, key=Non
     average = xp.full(x.shape[1], 1 / x.shape[1], x.dtype)
     for r in row_blocks(x):
         h = xhat[r]
-        h[...] = x[r]
-        if bias is not None:
-            h += bias
+        if bias is None:
+            h[...] = x[r]
+        else:
+            xp.add(x[r], bias, out=h)
         if keep is not None:
             h *= keep[r]
             h *= scale
