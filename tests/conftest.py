@@ -16,6 +16,8 @@ if _spec is not None and _spec.origin is None:
     sys.modules["kernels"] = None
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The matrices of tests are small: threads that wait for each other would take most of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -409,6 +409,25 @@ def test_under_no_grad_nothing_is_recorded_even_when_a_head_is_looked_at_later()
         assert recorded.logits.node is not None
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (1, 12), (400, 12)])
+def test_without_gradients_a_batch_goes_in_parts_and_gives_the_same_numbers(shape, monkeypatch):
+    """A large batch is cut between its sequences; nobody can tell from the outputs."""
+    model, rng = a_model(), np.random.default_rng(0)
+    ids = rng.integers(0, TINY.vocab, shape)
+    mask = np.arange(shape[1]) < rng.integers(0, shape[1] + 1, (shape[0], 1))
+    sizes, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda ids, *rest: sizes.append(len(ids))
+                        or encode(ids, *rest))
+    whole = model(ids, mask)
+    with tbf.no_grad():
+        parts = model(ids, mask)
+    np.testing.assert_allclose(parts.logits.numpy(), whole.logits.numpy(), rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(parts.pooler_output.shape, whole.pooler_output.shape)
+    kept = int(mask.sum())
+    assert sizes[0] == sum(sizes[1:]) == kept
+    assert max(sizes[1:]) <= 1024 + shape[1] and (len(sizes) > 2) == (kept > 1024)
+
+
 def test_a_missing_head_says_so():
     out = a_model(heads=())([[1, 2]])
     assert out.last_hidden_state.shape == (1, 2, 16)
