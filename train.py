@@ -25,7 +25,14 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
+try:
+    import numpy as np
+    import regex
+    import tqdm
+except ModuleNotFoundError as missing:
+    print(f"error: {missing.name} is not installed; pip install numpy regex tqdm, or use make "
+          "train, which makes an environment of its own", file=sys.stderr)
+    sys.exit(2)
 
 import tinybert_family as tbf
 from tinybert_family import Error, checkpoint, files, fillings, report, runs

@@ -62,3 +62,11 @@ print("works")
     done = subprocess.run([sys.executable, "-c", code, str(place)], cwd=elsewhere,
                           capture_output=True, text=True)
     assert done.stdout.strip() == "works", done.stderr
+
+
+def test_without_its_three_libraries_train_says_so_in_one_line(tmp_path):
+    """-S leaves out site-packages: a Python as it comes."""
+    done = subprocess.run([sys.executable, "-S", str(ROOT / "train.py")], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "numpy is not installed" in done.stderr and "make train" in done.stderr
