@@ -13,7 +13,7 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest
 
 parity: .venv/installed-parity
-	$(BIN)/python -m pytest tests/test_parity_*.py
+	$(BIN)/python -m pytest tests/test_parity_*.py tests/test_bench.py
 
 bench: .venv/installed$(if $(PEERS),-parity)
 	$(BIN)/python bench.py $(if $(PEERS),--peers)
