@@ -119,31 +119,33 @@ def test_workers_and_recomputing_change_nothing_but_rounding(text, tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_bits(text, tmp_path, seed):
-    more = "--steps 60 --dropout 0.1 --accumulate 3"
+    more = "--steps 300 --dropout 0.1 --accumulate 3"
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    begin = time.monotonic()
     assert run(command(text, whole, more)).returncode == 0
-    length = time.monotonic() - begin
-    rng, kills = np.random.default_rng(seed), 0
-    while True:
+    rng = np.random.default_rng(seed)
+    for step in sorted(rng.integers(5, 200, 4)):
         resume = " --resume" if (torn / "run.json").exists() else ""
         child = start(command(text, torn, more + resume))
-        # Long enough to get beyond the start sooner or later, short enough to be cut several times.
-        patience = length * rng.uniform(0.3, 0.9) if kills < 4 else 300
-        try:
-            _, errors = child.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
-            kills += 1
-            continue
-        assert child.returncode == 0, errors
-        break
-    assert kills
+        wait_for_step(torn, step, child)
+        time.sleep(rng.uniform(0, 0.1))                 # in a step, in a checkpoint, in the report
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert run(command(text, torn, more + " --resume")).returncode == 0
     assert same(weights(whole), weights(torn))
     assert metrics(whole) == metrics(torn)              # neither gap nor duplicate
     fillings = [runs.read_lines(folder / "fillings.jsonl") for folder in (whole, torn)]
     assert fillings[0] == fillings[1]
+
+
+def wait_for_step(folder, step, child):
+    """Until a run has logged this step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        rows = runs.read_lines(folder / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.005)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise on Windows")
