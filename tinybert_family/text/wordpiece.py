@@ -407,7 +407,8 @@ def alphabet(words, room):
     for piece, n in pieces.items():
         counts[piece[-1]] += n
     if not counts:
-        raise Error("no words to learn a vocabulary from: the text is empty or all white space")
+        raise Error("no words to learn a vocabulary from: the text is empty, or holds nothing "
+                    "but white space and words of over 100 characters")
     enough, seen, chosen = COVERAGE * sum(counts.values()), 0, set()
     for c, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if seen < enough:
