@@ -437,6 +437,11 @@ def test_a_missing_head_says_so():
             getattr(out, what)
 
 
+def test_a_model_with_the_next_sentence_head_alone_calls_its_scores_logits():
+    out = a_model(heads=("pooler", "nsp"))([[1, 2]])
+    assert out.logits.shape == (1, 2) and out.logits is out.seq_relationship_logits
+
+
 # ---- kinds of input
 
 IDS = [[1, 5, 49, 2], [1, 7, 2, 0]]

@@ -70,7 +70,7 @@ class Progress:
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True,
                         disable=not self.live)
         self.clock = self.told = time.perf_counter()
-        self.tokens, self.speed, self.loss = 0, 0.0, None
+        self.tokens, self.loss = 0, None
 
     def advance(self, tokens, loss):
         self.step += 1

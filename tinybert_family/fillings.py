@@ -58,7 +58,7 @@ def guess(model, tokenizer, chosen, most=5):
 
 
 def as_lines(rows):
-    """For the terminal: the sentence, the guesses, and a check mark where the first is right."""
+    """For the terminal: the sentence, the guesses, and whether the first of them is right."""
     for row in rows:
         guesses = [word for word, _ in row["guesses"][0]]
         answer = row["answers"][0]

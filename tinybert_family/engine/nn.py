@@ -24,7 +24,7 @@ class Init:
         self.rng = None if seed is None else np.random.default_rng(seed)
         self.std, self.dtype = std, dtype
 
-    def normal(self, shape, std=None):
+    def normal(self, shape):
         if self.rng is None:
             return self.constant(shape, 0)
         x = self.rng.standard_normal(shape)
@@ -33,7 +33,7 @@ class Init:
             again = int(far.sum())
             x[far] = self.rng.standard_normal(again)
             far = abs(x) > 2
-        return parameter((x * (std or self.std or shape[-1] ** -0.5)).astype(self.dtype))
+        return parameter((x * (self.std or shape[-1] ** -0.5)).astype(self.dtype))
 
     def waves(self, shape, height=0.25):
         """Sines and cosines of the row number, the slowest 10,000 times slower than the fastest.

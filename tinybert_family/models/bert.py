@@ -16,6 +16,7 @@ from ..engine.nn import Linear, Module, Norm, dropout, dropout_key
 from ..engine.optim import OPTIMIZERS, SCHEDULES
 from ..error import Error
 from ..text import corrupt, segments
+from ..text.batches import ragged
 from . import padded
 from .names import in_its_file
 
@@ -305,6 +306,8 @@ class Output:
 
     @cached_property
     def logits(self):
+        if self.model.mlm is None and self.model.nsp is not None:
+            return self.seq_relationship_logits     # as BertForNextSentencePrediction has it
         return self._unpack(self._head("mlm"), self.inputs.unpack, self.x)  # [B, S, V]
 
     prediction_logits = property(lambda self: self.logits)
@@ -359,11 +362,8 @@ class Objective:
         c, tok = self.config, self.tokenizer
         rows = rows[np.argsort(-segments.lengths(rows), kind="stable")]
         pairs = [segments.tokens_of(self.corpus, row, tok.cls, tok.sep) for row in rows]
-        ids, types = zip(*pairs)
-        lengths = np.array([len(x) for x in ids])
-        cuts = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.concatenate(ids).astype(np.int64)                                      # [T]
-        types = np.concatenate(types)                                                   # [T]
+        (ids, cuts), (types, _) = (ragged(pieces) for pieces in zip(*pairs))            # [T], [S+1]
+        lengths = np.diff(cuts)                                                         # [S]
         sequence = np.repeat(np.arange(len(rows)), lengths)
         positions = np.arange(len(ids)) - cuts[sequence]
         # Three draws per token, a function of (seed, copy, sequence's number, position): a copy's

@@ -18,11 +18,12 @@ def next_sentence_pairs(corpus, documents, length, short, seed):
     instead, and the sentences that were to be B are put back to start the next sequence. So at
     least half of the pairs are random, and no sentence is lost.
     """
-    plan = []
+    plan = [np.zeros((0, 5), np.int64)]
     for document in documents:
         rng = np.random.default_rng([*seed, int(document)])
-        plan += pairs_of(corpus, documents, int(document), length, short, rng)
-    table = np.array(plan, np.int64).reshape(-1, 5)
+        pairs = pairs_of(corpus, documents, int(document), length, short, rng)
+        plan.append(np.array(pairs, np.int64).reshape(-1, 5))
+    table = np.concatenate(plan)
     return np.column_stack([table, np.arange(len(table))])
 
 
