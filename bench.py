@@ -54,6 +54,7 @@ from tinybert_family.engine.autograd import no_grad
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
 from tinybert_family.files import write_atomically
+from tinybert_family.models.padded import Packed
 from tinybert_family.text import corpus, toy
 from tinybert_family.text.wordpiece import WordPiece
 from train import Parser, Workers
@@ -87,7 +88,7 @@ def read_command(argv):
     add("--section", nargs="+", action="extend", choices=SECTIONS, help="default: all of them")
     add("--peers", action="store_true", help="measure the libraries people use now beside us")
     add("--size", nargs="+", action="extend", choices=list(SIZES), help="default: all but smoke")
-    add("--model", choices=sorted(checkpoint.VARIANTS), default="bert")
+    add("--model", choices=checkpoint.MODELS, default="bert")
     add("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
     add("--dropout", nargs="+", type=float, choices=DROPOUTS, default=DROPOUTS, help="in training")
     add("--threads", choices=["1", "all"], default="1", help="1: CPU time; all: wall time")
@@ -182,7 +183,8 @@ class MaskedWords:
 
     @staticmethod
     def loss(model, b, count):
-        x = model.encode(b["ids"], b["positions"], b["types"], b["cuts"], b["asked"])   # [K, H]
+        inputs = Packed(b["ids"], b["types"], b["positions"], b["cuts"])
+        x = model.encode(inputs, b["asked"])                                            # [K, H]
         return dict(mlm_loss=model.mlm.loss(x, b["labels"], np.full(len(x), 1 / count, x.dtype)))
 
 
@@ -294,8 +296,8 @@ class Peer:
         (self.torch, transformers), self.training = peers, train
         self.torch.set_num_threads(threads)
         self.torch.manual_seed(0)
-        settings = {theirs: getattr(config, ours) for ours, theirs in module.HF_CONFIG.items()}
-        settings = transformers.AutoConfig.for_model(module.HF_TYPE, **settings)
+        settings = checkpoint.settings_of(module.Model(config, Init(), ()))
+        settings = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
         kind = transformers.AutoModelForMaskedLM if train else transformers.AutoModel
         extra = {} if train else dict(add_pooling_layer=False)
         model = kind.from_config(settings, attn_implementation="sdpa", **extra)

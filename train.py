@@ -56,7 +56,7 @@ def options():
     parser = Parser(prog="train.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", nargs="?", default="bert", metavar="MODEL", help=" ".join(checkpoint.VARIANTS))
+    add("model", nargs="?", default="bert", metavar="MODEL", help=" ".join(checkpoint.MODELS))
     add("--size", default="smoke", help="a row of the model's SIZES (default smoke)")
     add("--data", nargs="+", metavar="PATH",
         help="text files or folders (.txt .jsonl .gz); default: Python's own documentation")
@@ -78,6 +78,9 @@ def read_command(argv):
     """-> (options, the model's file, its Config, the names given on the command line)"""
     model = argv[0] if argv and not argv[0].startswith("-") else "bert"
     module = checkpoint.variant(model, "MODEL (the first word of the command)")
+    if not hasattr(module, "Objective"):
+        raise Error(f"MODEL {model}: this version loads it and computes with it, but pre-trains "
+                    "bert alone")
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--size", default="smoke")
     size = first.parse_known_args(argv)[0].size

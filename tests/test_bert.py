@@ -13,6 +13,7 @@ from tinybert_family.engine import autograd, philox
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
 from tinybert_family.models.bert import SIZES, Config, Model, Objective
+from tinybert_family.models.padded import Packed
 from tinybert_family.text import toy
 from tinybert_family.text.corpus import Corpus
 from tinybert_family.text.wordpiece import WordPiece
@@ -59,7 +60,8 @@ def encode(model, sequences, columns=None, types=None, **more):
     columns = columns or [np.arange(n) for n in lengths]
     types = types or [np.zeros(n, np.int64) for n in lengths]
     cuts = np.concatenate([[0], np.cumsum(lengths)])
-    return model.encode(*map(np.concatenate, (sequences, columns, types)), cuts, **more)
+    ids, columns, types = map(np.concatenate, (sequences, columns, types))
+    return model.encode(Packed(ids, types, columns, cuts), **more)
 
 
 # ---- sizes
@@ -359,8 +361,8 @@ def test_what_the_mask_leaves_out_does_not_exist(name):
         np.testing.assert_allclose(hidden[row, kept], alone.numpy(), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(logits[row, kept], model.mlm(alone).numpy(), rtol=1e-12,
                                    atol=1e-12)
-        first = model.pool(autograd.Tensor(alone.numpy()[:1]))
-        np.testing.assert_allclose(pooled[row], first.numpy()[0], rtol=1e-12, atol=1e-12)
+        first = autograd.Tensor(alone.numpy()[:1])
+        np.testing.assert_allclose(pooled[row], model.pooler(first).numpy()[0], rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(order[row], model.nsp(first).numpy()[0], rtol=1e-12, atol=1e-12)
 
 
@@ -386,7 +388,7 @@ def test_gradients_pass_through_the_door(name):
         return sum((getattr(out, what) * seed).sum() for what, seed in seeds.items())
     value().backward()
     qkv = model.layers[0].attention.qkv.weight
-    for tensor in model.embeddings.word, qkv, model.pooler.bias, model.mlm.bias:
+    for tensor in model.embeddings.word, qkv, model.pooler.dense.bias, model.mlm.bias:
         grad, kept = tensor.grad, tensor.data
         direction, sides = rng.standard_normal(tensor.shape), []
         for h in 1e-6, -1e-6:
@@ -416,8 +418,7 @@ def test_without_gradients_a_batch_goes_in_parts_and_gives_the_same_numbers(shap
     ids = rng.integers(0, TINY.vocab, shape)
     mask = np.arange(shape[1]) < rng.integers(0, shape[1] + 1, (shape[0], 1))
     sizes, encode = [], model.encode
-    monkeypatch.setattr(model, "encode", lambda ids, *rest: sizes.append(len(ids))
-                        or encode(ids, *rest))
+    monkeypatch.setattr(model, "encode", lambda b: sizes.append(len(b.ids)) or encode(b))
     whole = model(ids, mask)
     with tbf.no_grad():
         parts = model(ids, mask)

@@ -9,6 +9,7 @@ Its own error is h^4 f'''''/30 from the series cut short and 1.5 eps f / h from 
 h = 1e-3 the first is 3e-14 of a fifth derivative, the second 3e-13 of the sum of all terms, so that
 1e-9 of the terms leaves room for fifth derivatives of ten thousands, and is still a millionth of
 what a wrong factor or a lost term would show."""
+import contextlib
 import math
 from functools import partial
 from unittest import mock
@@ -18,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinybert_family.engine import backend, fused, ops, philox
+from tinybert_family.engine import attention as attention_file
+from tinybert_family.engine import backend, distances, fused, ops, philox, tiles
 from tinybert_family.engine.autograd import OPS, Part, Tensor, no_grad, parameter
 
 STEP, TOLERANCE = 1e-3, 1e-9
@@ -170,6 +172,33 @@ def gelu(d):
     return [x * d.of(1, 3), bias], dict(form=d.of("erf", "tanh"))
 
 
+def geglu(d):
+    t, f = d.int(0, 5), d.int(1, 4)
+    return [d.array((t, 2 * f)) * d.of(1, 3)], dict(form=d.of("erf", "tanh"))
+
+
+def relu(d):
+    """Off the kink, where there is no slope: x + bias is at least 0.1 away from zero."""
+    shape = d.shape(2, 2)
+    y, bias = d.array(shape, away=0.1), d.some(d.array(shape[1:]))
+    return [y if bias is None else y - bias, bias], {}
+
+
+def affine(d):
+    t, h = d.int(0, 6), d.int(1, 5)
+    gain, shift, bias = (d.array((h,)) for _ in range(3))
+    return [d.array((t, h)), gain, shift, d.some(d.array((t, h))), d.some(bias)], {}
+
+
+def rope(d):
+    t, heads, half = d.int(0, 5), d.int(1, 3), d.int(1, 3)
+    h, blocks = 2 * half * heads, d.int(1, 3)
+    angle = d.rng.standard_normal((t, half))
+    columns = d.of(None, *(h * n for n in range(1, blocks + 1)))
+    static = dict(cos=np.cos(angle), sin=np.sin(angle), heads=heads, columns=columns)
+    return [d.array((t, blocks * h))], static
+
+
 def norm(d):
     t, h = d.int(0, 6), d.int(1, 5)
     # No row is nearly flat, whatever is dropped: there the curve is steeper than the step is small.
@@ -177,7 +206,7 @@ def norm(d):
     x, residual = d.array((t, h)) + ramp, d.some(d.array((t, h)) + 12 * ramp)
     bias = d.some(d.array((h,)))
     static = dict(eps=d.of(1e-12, 1e-5, 0.1), **d.dropout())
-    return [x, d.array((h,)), d.array((h,)), residual, bias], static
+    return [x, d.array((h,)), d.some(d.array((h,))), residual, bias], static
 
 
 def dropout(d):
@@ -190,17 +219,33 @@ def embed(d):
     return [d.array((n, h)) for n in sizes], dict(ids=[d.ids(t, n) for n in sizes])
 
 
-def attention(d):
+def scores(d):
     heads, size = d.int(1, 3), d.int(1, 3)
     lengths = d.draw(st.lists(st.sampled_from([0, 1, 1, 2, 3, 3, 5, 40]), max_size=5))
     cuts = np.cumsum([0, *lengths])
     t, h = cuts[-1], heads * size
     rows = d.some(np.flatnonzero(d.rng.random(t) < 0.4))
     q = None if rows is None else d.array((len(rows), h))
-    bias = d.some(d.array((heads, 41, 41)))
-    static = dict(cuts=cuts, heads=heads, rows=rows, **d.dropout())
-    static.update(reach=d.of(None, 0, 1, 3), scale=d.of(None, 0.7))
-    return [d.array((t, 3 * h if q is None else 2 * h)), q, bias], static
+    kind = d.of(None, "keys", "queries", "both")
+    table_size = d.int(1, 9)
+    tables = [d.array((table_size, h)) if kind in (name, "both") else None
+              for name in ("keys", "queries")]
+    longest = max(lengths, default=0) + d.int(1, 3)
+    buckets = np.sort(d.ids(2 * longest - 1, table_size))       # neighbours share a row
+    static = dict(cuts=cuts, heads=heads, rows=rows, buckets=buckets if kind else None)
+    static.update(reach=d.of(None, 0, 1, 3, 36), scale=d.of(None, 0.7))
+    return [d.array((t, 3 * h if q is None else 2 * h)), q, *tables], static
+
+
+def attention(d):
+    inputs, static = scores(d)
+    return inputs, dict(static, **d.dropout())
+
+
+def filled_scores(d):
+    """With zeros where nobody looks: minus infinity has no slope."""
+    inputs, static = scores(d)
+    return inputs, dict(static, fill=0)
 
 
 def vocabulary_loss(d):
@@ -225,10 +270,10 @@ CASES = dict(
     exp=lambda d: ([d.array()], {}), log=lambda d: ([d.array(away=-1)], {}),
     sqrt=lambda d: ([d.array(away=-1)], {}), square=lambda d: ([d.array()], {}),
     tanh=lambda d: ([d.array()], {}), sigmoid=lambda d: ([d.array()], {}),
-    relu=lambda d: ([d.array(away=0.1)], {}),      # off its kink, where there is no slope
     sum=partial(reduced, low=0), mean=partial(reduced, low=1), softmax=along, log_softmax=along,
     reshape=reshape, transpose=transpose, concat=concat, where=where, part=part, take=take, put=put,
-    linear=linear, gelu=gelu, norm=norm, dropout=dropout, embed=embed, attention=attention,
+    linear=linear, gelu=gelu, geglu=geglu, relu=relu, norm=norm, affine=affine, dropout=dropout,
+    rope=rope, embed=embed, attention=attention, scores=filled_scores,
     vocabulary_loss=vocabulary_loss, cross_entropy=cross_entropy, binary_loss=binary_loss)
 
 
@@ -260,6 +305,18 @@ def small_blocks():
     return mock.patch.object(fused, "row_blocks", partial(backend.row_blocks, size=64))
 
 
+@contextlib.contextmanager
+def small_tiles():
+    """Small sequences are treated as long ones are: cut into queries, rows computed again, and
+    tables met by a few tokens at a time."""
+    with mock.patch.object(tiles, "LARGEST", 40), mock.patch.object(distances, "BLOCK", 2), \
+            mock.patch.object(attention_file, "KEPT", 2):
+        yield
+
+
+LONG_AND_SHORT = pytest.mark.parametrize("pieces", [contextlib.nullcontext, small_tiles])
+
+
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
 @many
@@ -267,10 +324,13 @@ def test_the_gradient_is_the_slope_and_nothing_is_written_into(name, data):
     gradient_is_the_slope(name, data)
 
 
+@pytest.mark.parametrize("name", ["attention", "scores"])
+@LONG_AND_SHORT
 @given(data=st.data())
-@settings(many, max_examples=400)
-def test_attention_needs_more_examples_than_that(data):
-    gradient_is_the_slope("attention", data)
+@settings(many, max_examples=300)
+def test_attention_needs_more_examples_than_that(name, pieces, data):
+    with pieces():
+        gradient_is_the_slope(name, data)
 
 
 def gradient_is_the_slope(name, data):
@@ -372,6 +432,7 @@ def test_norm_is_its_formula(data):
     inputs, static = norm(d := Draw(data))
 
     def plain(x, gain, shift, residual, bias):
+        shift = shift or 0.0
         h = x if bias is None else x + bias
         h = h * Tensor(kept(x.shape, static.get("p"), static.get("key")))
         h = h if residual is None else h + residual
@@ -399,43 +460,159 @@ def test_embed_is_the_sum_of_rows(data):
     agree(partial(fused.embed, **static), plain, tables, weight)
 
 
-def dense_attention(qkv, q, bias, cuts, heads, rows, reach, scale, p=0.0, key=None):
-    """The whole matrix of scores, minus infinity wherever nobody may look."""
+@given(data=st.data())
+@many
+def test_geglu_gates_its_second_half_by_its_first(data):
+    inputs, static = geglu(d := Draw(data))
+
+    def plain(x):
+        columns = ops.transpose(x)
+        f = len(columns) // 2
+        a, b = (ops.transpose(ops.part(columns, lo=lo, hi=lo + f)) for lo in (0, f))
+        return fused.gelu(a, **static) * b
+
+    t, width = inputs[0].shape
+    with small_blocks():
+        agree(partial(fused.geglu, **static), plain, inputs, d.rng.standard_normal((t, width // 2)))
+
+
+@given(data=st.data())
+@many
+def test_affine_is_its_formula(data):
+    inputs, _ = affine(d := Draw(data))
+
+    def plain(x, gain, shift, residual, bias):
+        h = x if bias is None else x + bias
+        return gain * (h if residual is None else h + residual) + shift
+
+    with small_blocks():
+        agree(fused.affine, plain, inputs, d.rng.standard_normal(inputs[0].shape))
+
+
+@given(data=st.data())
+@many
+def test_rope_turns_points_of_the_plane(data):
+    """As a product of complex numbers, whose real parts are a head's first half."""
+    (x,), static = rope(Draw(data))
+    t, width = x.shape
+    cos, sin = static["cos"], static["sin"]
+    columns = width if static["columns"] is None else static["columns"]
+    apart = x[:, :columns].reshape(t, columns // (2 * cos.shape[1]), 2, cos.shape[1])
+    turned = (apart[:, :, 0] + 1j * apart[:, :, 1]) * (cos + 1j * sin)[:, None]
+    expected = np.stack([turned.real, turned.imag], 2).reshape(t, columns)
+    with small_blocks():
+        y = fused.rope(Tensor(x), **static).data
+    np.testing.assert_allclose(y[:, :columns], expected, rtol=0, atol=1e-14)
+    assert np.array_equal(y[:, columns:], x[:, columns:])
+
+
+def test_turned_queries_and_keys_meet_by_their_distance_alone():
+    rng = np.random.default_rng(0)
+    angle = np.arange(9)[:, None] * 0.1 ** np.arange(4)
+    q, k = (np.tile(rng.standard_normal(8), (9, 1)) for _ in "qk")
+    q, k = (fused.rope(Tensor(x), cos=np.cos(angle), sin=np.sin(angle)).data for x in (q, k))
+    products = q @ k.T
+    for distance in range(-8, 9):
+        assert np.ptp(np.diagonal(products, distance)) < 1e-13
+
+
+def by_pair(x, index):
+    """x [A, N, M] -> x.reshape(A, N * M)[:, index], with index [R, T]"""
+    flat = ops.transpose(x.reshape(x.shape[0], -1))
+    return ops.transpose(ops.take(flat, index=index), axes=(2, 0, 1))           # [A, R, T]
+
+
+def dense_scores(qkv, q, keys_at, queries_at, cuts, heads, rows, reach, scale, buckets):
+    """The whole matrix of scores, and beside it minus infinity wherever nobody may look."""
     t, h = qkv.shape[0], qkv.shape[1] // (3 if q is None else 2)
     columns = ops.transpose(qkv)
     if q is None:
         q, rows = ops.transpose(ops.part(columns, hi=h)), np.arange(t)
         columns = ops.part(columns, lo=h)
-    r, size = len(rows), h // heads
-    k, v = (ops.part(columns, lo=lo, hi=lo + h).reshape(heads, size, t) for lo in (0, h))
-    q = ops.transpose(q.reshape(r, heads, size), axes=(1, 0, 2))                # [A, R, D]
-    scores = q @ k * (size ** -0.5 if scale is None else scale)                 # [A, R, T]
+    size = h // heads
+    k = ops.part(columns, hi=h).reshape(heads, size, t)                         # [A, D, T]
+
+    def by_head(x):
+        return ops.transpose(x.reshape(x.shape[0], heads, size), axes=(1, 0, 2))
+
+    s = by_head(q) @ k                                                          # [A, R, T]
     sequence = np.searchsorted(cuts, np.arange(t), side="right") - 1
     place = np.arange(t) - cuts[sequence]
-    mask = np.where(sequence[rows][:, None] == sequence, 0.0, -np.inf)
-    if reach is not None:
-        mask[abs(place[rows][:, None] - place) > reach] = -np.inf
-    if bias is not None:
-        pairs = place[rows][:, None] * bias.shape[2] + place
-        flat = ops.transpose(bias.reshape(heads, -1))
-        scores = scores + ops.transpose(ops.take(flat, index=pairs), axes=(2, 0, 1))
-    probability = ops.softmax(scores + Tensor(mask))
+    distance = place[rows][:, None] - place                                     # [R, T]
+    same = sequence[rows][:, None] == sequence
+    if buckets is not None:
+        bucket = np.where(same, buckets[np.where(same, distance, 0) + len(buckets) // 2], 0)
+    if keys_at is not None:
+        products = by_head(q) @ ops.transpose(by_head(keys_at), axes=(0, 2, 1))     # [A, R, O]
+        s = s + by_pair(products, np.arange(len(rows))[:, None] * len(keys_at) + bucket)
+    if queries_at is not None:
+        s = s + by_pair(by_head(queries_at) @ k, bucket * t + np.arange(t))         # of [A, O, T]
+    s = s * (size ** -0.5 if scale is None else scale)
+    return s, np.where(same & (abs(distance) <= (t if reach is None else reach)), 0, -np.inf), place
+
+
+def dense_attention(*inputs, p=0.0, key=None, **static):
+    s, mask, place = dense_scores(*inputs, **static)
+    heads, r, t = s.shape
+    v = ops.transpose(inputs[0])
+    v = ops.part(v, lo=len(v) - inputs[0].shape[1] // (3 if inputs[1] is None else 2))
+    probability = ops.softmax(s + Tensor(mask))
     # A draw's row is (query, head), its column the key's place in its own sequence.
     draws = kept((r * heads, 41), p, key).reshape(r, heads, 41).swapaxes(0, 1)[:, :, place]
-    y = probability * Tensor(draws) @ ops.transpose(v, axes=(0, 2, 1))          # [A, R, D]
-    return ops.transpose(y, axes=(1, 0, 2)).reshape(r, h)
+    v = ops.transpose(v.reshape(heads, -1, t), axes=(0, 2, 1))
+    y = probability * Tensor(draws) @ v                                         # [A, R, D]
+    return ops.transpose(y, axes=(1, 0, 2)).reshape(r, -1)
 
 
+def nothing_there(inputs):
+    """A softmax has no answer where there is nothing to see."""
+    qkv, q, *_ = inputs
+    return not qkv.size or q is not None and not q.size
+
+
+@LONG_AND_SHORT
 @given(data=st.data())
 @settings(many, max_examples=200)
-def test_attention_is_a_dense_masked_softmax(data):
+def test_attention_is_a_dense_masked_softmax(pieces, data):
     inputs, static = attention(d := Draw(data))
-    qkv, q, _ = inputs
-    if not qkv.size or q is not None and not q.size:
-        return                              # softmax has no answer where there is nothing to see
+    if nothing_there(inputs):
+        return
+    qkv, q, *_ = inputs
     shape = (len(qkv), qkv.shape[1] // 3) if q is None else q.shape
     plain = partial(dense_attention, **static)
-    agree(partial(fused.attention, **static), plain, inputs, d.rng.standard_normal(shape))
+    with pieces():
+        agree(partial(fused.attention, **static), plain, inputs, d.rng.standard_normal(shape))
+
+
+@LONG_AND_SHORT
+@given(data=st.data())
+@many
+def test_scores_are_what_attention_takes_the_softmax_of(pieces, data):
+    inputs, static = scores(d := Draw(data))
+    if nothing_there(inputs):
+        return
+    heads, cuts = static["heads"], static["cuts"]
+    longest = np.diff(cuts).max()
+    rows = np.arange(cuts[-1]) if static["rows"] is None else static["rows"]
+    begin = cuts[np.searchsorted(cuts, rows, side="right") - 1]
+
+    def plain(*inputs):
+        """Row for row the columns of the row's own sequence, zeros where nobody looks."""
+        s, mask, _ = dense_scores(*inputs, **static)
+        s = ops.where(s, Tensor(np.zeros(s.shape)), mask=np.broadcast_to(mask == 0, s.shape))
+        s = ops.concat(s, Tensor(np.zeros((*s.shape[:2], longest))), axis=2)
+        width = s.shape[2]
+        flat = s.reshape(-1)
+        index = np.arange(heads)[:, None] * len(rows) + np.arange(len(rows))[:, None, None]
+        index = index * width + begin[:, None, None] + np.arange(longest)       # [R, A, P]
+        s = ops.take(flat, index=index)
+        beyond = np.arange(longest) < np.diff(cuts)[np.searchsorted(cuts, rows, side="right") - 1][
+            :, None, None]
+        return s * Tensor(beyond * np.ones((1, heads, 1)))
+
+    weight = d.rng.standard_normal((len(rows), heads, longest))
+    with pieces():
+        agree(partial(fused.scores, **static, fill=0), plain, inputs, weight)
 
 
 def test_attention_takes_q_apart_for_all_tokens_too():

@@ -516,11 +516,11 @@ def test_the_losses_are_means_over_hidden_words_and_over_pairs(objective, langua
     corpus, _ = language
     b = objective.batch(objective.plan(corpus.train, 0)[:12], 0)
     model = Model(replace(objective.config, width=16, heads=2, hidden=16), Init(0, 0.5, np.float64))
-    hidden, summary = objective.hidden_states(model, b)
+    hidden, first = objective.hidden_states(model, b)
     def cross_entropy(logits, labels):
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         return -np.log(p[np.arange(len(p)), labels]).mean()
-    words, order = model.mlm(hidden).numpy(), model.nsp(summary).numpy()
+    words, order = model.mlm(hidden).numpy(), model.nsp(first).numpy()
     losses = objective.loss(model, b, objective.counts(b))
     scores = {name: value / count for name, (value, count) in objective.scores(model, b).items()}
     for name, expected in (("mlm_loss", cross_entropy(words, b["labels"])),

@@ -9,6 +9,7 @@ import sys
 import tokenize
 
 import pytest
+import readme
 from conftest import ROOT
 
 LIBRARY = sorted((ROOT / "tinybert_family").rglob("*.py"))
@@ -57,6 +58,7 @@ def test_a_file_says_what_it_is(path):
 
 # Each floor may import itself and what stands before it.
 FLOORS = ["error", "text", "engine.backend", "engine.philox", "engine.autograd", "engine.ops",
+          "engine.tiles", "engine.distances",
           "engine.attention", "engine.fused", "engine.nn", "engine.optim", "engine.capture",
           "models", "files", "checkpoint", "runs", "fillings", "workers", "plots", "report",
           "console", ""]
@@ -98,6 +100,27 @@ def test_imports_point_down(path):
         if name.startswith("text."):
             # text knows nothing of Tensors
             assert not other.startswith("engine"), f"{name} imports {other}"
+
+
+VARIANTS = [p for p in LIBRARY if p.parent.name == "models"
+            and p.stem not in ("__init__", "bert", "heads", "names", "padded")]
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=ids(VARIANTS))
+def test_a_variant_says_only_what_differs(path):
+    """Short, read against bert.py and at most one other, and it says so in its first lines."""
+    text = path.read_text()
+    assert 40 <= len(text.splitlines()) <= 200
+    assert re.search(r"\(.*\d{4}\).*Unlike BERT: ", " ".join(ast.get_docstring(ast.parse(text)).split()))
+    shared = {"models." + name for name in ("bert", "heads", "names", "padded")}
+    siblings = {name for name in imports(path) if name.startswith("models.")} - shared
+    assert len(siblings) <= 1, siblings
+
+
+def test_every_model_is_in_the_list_and_every_file_is_a_model():
+    from tinybert_family import checkpoint
+    assert set(checkpoint.MODELS) == {p.stem for p in VARIANTS} | {"bert"}
+    assert set(checkpoint.TYPES.values()) <= set(checkpoint.MODELS)
 
 
 def outside(path):
@@ -145,7 +168,8 @@ def test_nothing_that_runs_what_it_reads(path):
     if path.name == "test_style.py":
         return
     # Methods may be called so, such as the eval() of a torch model where torch is the oracle.
-    oracle = path.name.startswith("test_parity") or path.name in ("bench.py", "stored.py")
+    oracle = path.name.startswith("test_parity") or path.name in ("bench.py", "peers.py",
+                                                                  "stored.py")
     harmless = {"eval"} if oracle else set()
     called = set(map(name_of, calls(ast.parse(path.read_text()))))
     assert not called & {"eval", "exec"} - harmless
@@ -168,8 +192,7 @@ def test_importing_the_package_is_quick_to_say_what_it_needs():
 
 def test_the_sizes_that_readme_prints_are_true():
     """README's table of files says how many lines each has; within a tenth."""
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| `([\w/.]+\.py)` \| (\d+) \|", readme, re.M)
+    rows = re.findall(r"^\| `([\w/.]+\.py)` \| (\d+) \|", readme.section("files"), re.M)
     assert len(rows) >= 8
     for name, lines in rows:
         path = ROOT / name if (ROOT / name).exists() else ROOT / "tinybert_family" / name
@@ -178,11 +201,4 @@ def test_the_sizes_that_readme_prints_are_true():
 
 
 def test_the_parameter_counts_that_readme_prints_are_true():
-    from tinybert_family.engine.nn import Init
-    from tinybert_family.models import bert
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| bert (\w+) \|.*\| ([\d,]+) \|$", readme, re.M)
-    assert {size for size, _ in rows} == set(bert.SIZES)
-    for size, count in rows:
-        model = bert.Model(bert.SIZES[size], Init())
-        assert sum(t.size for t in model.named().values()) == int(count.replace(",", "")), size
+    assert readme.section("sizes").splitlines() == list(readme.sizes())

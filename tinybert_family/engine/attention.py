@@ -1,77 +1,28 @@
 """Attention, the one op that looks at more than one token at a time.
 
-The T tokens of all sequences stand one after another, and `cuts` [S+1] says where one sequence ends
-and the next begins. A token attends to its own sequence only, so of the [T, T] matrix of all scores
-just blocks along the diagonal are wanted. `tiles` lists these blocks, and the op computes one after
-the other, each as dense matrix products. Nothing is padded, so no padding has to be masked.
+tiles.py says which queries look at which keys, as a list of dense pieces; the ops of this file
+compute one piece after the other by matrix products. In the comments a tile has n sequences of
+equal shape, in each of which r queries look at c keys, by A heads of size D.
 
-In the comments a tile has n sequences of equal shape, in each of which r queries look at c keys, by
-A heads of size D. Read `attention` and its gradient first; what they call stands above them.
+Two ops share one way to the scores and one way back, `Scores`: `attention` goes on to the softmax
+and the values, `scores` stops there. Read `attention` and its gradient first.
+
+A score may also depend on how far apart query and key stand (DeBERTa: He et al., 2021):
+
+    score_ij = scale (q_i k_j + q_i keys_at[b(i-j)] + queries_at[b(i-j)] k_j)
+
+where b, the static array `buckets`, maps distances to rows of two tables. Written out for every
+pair that would be [r, c, D] numbers; distances.py does with [r, r+c].
 """
-from typing import NamedTuple
-
 from . import philox
 from .autograd import op
+from .distances import Distances
+from .tiles import by_head, dropout_mask, out_of_reach, places, tiles, turned
 
-TOGETHER = 96 * 1024                        # scores of a shared tile: so many stay in the cache
-
-
-# ---- tiles
-
-class Tile(NamedTuple):
-    """A dense piece of the scores: some queries and some keys of n sequences of equal shape."""
-    q: slice                                # rows of the queries, n * r of them
-    k: slice                                # rows of the keys and the values, n * c of them
-    n: int
-    r: int
-    c: int
-    start: int                              # the token that its (first) sequence begins with
+KEPT = 1024                                 # longer rows of scores are computed again by backward
 
 
-def tiles(cuts, rows, reach, limit):
-    """Cut the scores that anybody looks at into tiles.
-
-    rows: the tokens that ask, ascending (None: all of them). reach: how far a query looks to either
-    side. limit: as many scores as neighbouring sequences may have together, to share a tile.
-    """
-    tokens = cuts.tolist()
-    asked = tokens if rows is None else rows.searchsorted(cuts).tolist()
-    made = []
-    # A sequence is the tokens lo to hi, and the queries a to b are its own.
-    for lo, hi, a, b in zip(tokens, tokens[1:], asked, asked[1:]):
-        if reach is not None:
-            made += band(lo, hi, a, b, rows, reach)
-        elif a < b:
-            tile = Tile(slice(a, b), slice(lo, hi), 1, b - a, hi - lo, lo)
-            if made and fit_together(made[-1], tile, limit):
-                before = made.pop()
-                q, k = slice(before.q.start, b), slice(before.k.start, hi)
-                tile = before._replace(q=q, k=k, n=before.n + 1)
-            made.append(tile)
-    return made
-
-
-def fit_together(before, tile, limit):
-    """Are these neighbours of one shape (batches are sorted by length), and not too large?"""
-    if before.q.stop != tile.q.start or before.k.stop != tile.k.start:
-        return False
-    alike = before.r == tile.r and before.c == tile.c
-    return alike and (before.n + 1) * tile.r * tile.c <= limit
-
-
-def band(lo, hi, a, b, rows, reach):
-    """Tiles along the diagonal of one sequence: some queries, and the keys that they reach."""
-    step = max(reach, 32)
-    for i in range(a, b, step):
-        j = min(i + step, b)
-        first, last = i, j - 1
-        if rows is not None:
-            first, last = int(rows[first]), int(rows[last])
-        low, high = max(lo, first - reach), min(hi, last + reach + 1)
-        yield Tile(slice(i, j), slice(low, high), 1, j - i, high - low, lo)
-
-
-# ---- what a tile sees
+# ---- scores
 
 def inputs(qkv, q):
     """Queries, keys and values as columns: of [q|k|v] in one, or q apart and of [k|v]."""
@@ -82,132 +33,195 @@ def inputs(qkv, q):
     return q, qkv[:, :h], qkv[:, h:]
 
 
-def by_head(tile, rows, heads, *arrays):
-    """These rows of the arrays, head by head: [n*S, A*D] -> [n, A, S, D], views all of them."""
-    size = arrays[0].shape[1] // heads
-    apart = [x[rows].reshape(tile.n, -1, heads, size) for x in arrays]
-    return [x.swapaxes(1, 2) for x in apart]
+class Scores:
+    """The way from queries, keys and tables to the scores of a tile, and the way back."""
+
+    def __init__(self, xp, arrays, cuts, heads=1, rows=None, reach=None, scale=None,
+                 buckets=None):
+        self.xp, self.heads, self.rows, self.reach = xp, heads, rows, reach
+        self.qkv, self.q, keys_at, queries_at = arrays
+        self.queries, self.keys, self.values = inputs(self.qkv, self.q)     # [R, H], [T, H], [T, H]
+        self.scale = scale or (heads / self.keys.shape[1]) ** 0.5
+        self.longest = int((cuts[1:] - cuts[:-1]).max()) if len(cuts) > 1 else 0
+        self.keys_at = self.queries_at = None
+        if keys_at is not None:
+            self.keys_at = Distances(xp, keys_at, buckets[::-1], self.longest, heads)
+        if queries_at is not None:
+            self.queries_at = Distances(xp, queries_at, buckets, self.longest, heads, True)
+        # Sequences of equal shape share a tile where also their distances are equal.
+        share = rows is None or buckets is None and reach is None
+        self.tiles = tiles(cuts, heads, rows, reach, share)
+
+    def of(self, tile, beyond):
+        """The scores of a tile [n, A, r, c]; `beyond` where the key is out of reach."""
+        xp = self.xp
+        Q, = by_head(tile, tile.q, self.heads, self.queries)                # [n, A, r, D]
+        K, = by_head(tile, tile.k, self.heads, self.keys)                   # [n, A, c, D]
+        Q = Q * self.scale
+        s = xp.matmul(Q, turned(K))
+        if self.keys_at or self.queries_at:
+            i, j = places(tile, self.rows)
+            if self.keys_at:
+                self.keys_at.add(s, Q, i, j)
+            if self.queries_at:
+                self.queries_at.add(s, K * self.scale, j, i)
+        far = out_of_reach(xp, tile, self.rows, self.reach)
+        if far is not None:
+            xp.copyto(s, beyond, where=far)
+        return s
+
+    def start_back(self, dtype):
+        """Arrays for the gradients, and their columns."""
+        # Where every token asks and is seen by just one tile, all of dqkv is written below.
+        # Otherwise tiles add to it, or leave parts of it zero.
+        whole = self.rows is None and all(tile.alone for tile in self.tiles)
+        new = self.xp.empty if whole else self.xp.zeros
+        self.dqkv = new(self.qkv.shape, dtype)
+        self.dq = None if self.q is None else self.xp.empty_like(self.q, order="C")
+        self.dqueries, self.dkeys, self.dvalues = inputs(self.dqkv, self.dq)    # views
+        for table in self.keys_at, self.queries_at:
+            if table:
+                table.start_back(dtype)
+
+    def back(self, tile, ds):
+        """Pass on ds [n, A, r, c], the gradient of the scores before they were scaled.
+
+        From s = q k^T follow dq = ds k and dk = ds^T q.
+        """
+        Q, dQ = by_head(tile, tile.q, self.heads, self.queries, self.dqueries)
+        K, dK = by_head(tile, tile.k, self.heads, self.keys, self.dkeys)
+        self.xp.matmul(ds, K, out=dQ)
+        accumulate(self.xp, tile, turned(ds), Q, dK)
+        if self.keys_at or self.queries_at:
+            i, j = places(tile, self.rows)
+            if self.keys_at:
+                self.keys_at.back(ds, Q, dQ, i, j)
+            if self.queries_at:
+                self.queries_at.back(ds, K, dK, j, i)
+
+    def gradients(self):
+        """Of qkv, q, keys_at and queries_at."""
+        tables = [t and t.gradient() for t in (self.keys_at, self.queries_at)]
+        return self.dqkv, self.dq, *tables
 
 
-def turned(x):
-    return x.swapaxes(-1, -2)
-
-
-def positions(xp, tile, rows):
-    """Where the queries [r, 1] and the keys [c] of a tile of one sequence stand in it."""
-    q, k = tile.q, tile.k
-    queries = xp.arange(q.start, q.stop) if rows is None else rows[q]
-    keys = xp.arange(k.start, k.stop)
-    return (queries - tile.start)[:, None], keys - tile.start
-
-
-def dropout_mask(xp, tile, heads, p, key):
-    """(what dropout leaves of the probabilities, the factor that keeps their mean), or (None, 1).
-
-    A draw is numbered by query and head, and by the key's place in its sequence. So the tiles
-    decide nothing, and a kernel may cut otherwise.
-    """
-    threshold = philox.threshold(p)
-    if key is None or not threshold:
-        return None, 1.0
-    first = tile.k.start - tile.start
-    numbers = xp.arange(tile.q.start * heads, tile.q.stop * heads)
-    draws = philox.draw(xp, key, numbers, first + tile.c)
-    keep = draws[:, first:] >= threshold                            # [n*r*A, c]
-    keep = keep.reshape(tile.n, tile.r, heads, tile.c)
-    return keep.swapaxes(1, 2), philox.scale(p)                     # [n, A, r, c]
+def accumulate(xp, tile, a, b, out):
+    """The product a b, for the keys of a tile: neighbouring tiles may share them."""
+    if tile.alone:
+        xp.matmul(a, b, out=out)
+    else:
+        out += a @ b
 
 
 # ---- attention
 
 @op
-def attention(xp, qkv, q=None, bias=None,
-              cuts=None, heads=1, rows=None, reach=None, scale=None,
-              p=0.0, key=None, saving=True):
-    """softmax(scale q k^T + bias) v within each sequence, dropout on the probabilities.
+def attention(xp, qkv, q=None, keys_at=None, queries_at=None, p=0.0, key=None, saving=True, **how):
+    """softmax(scores) v within each sequence, dropout on the probabilities.
 
-    qkv [T, 3H]; or [k|v] alone in qkv [T, 2H], and q [R, H] for the tokens `rows`. bias [A, P, P]
-    adds bias[:, i, j] to the score of query i and key j of a sequence (relative positions). reach:
-    keys further away than this are not looked at. scale: 1 / sqrt(D) unless given.
+    qkv [T, 3H]; or [k|v] alone in qkv [T, 2H], and q [R, H] for the tokens `rows`. keys_at and
+    queries_at [O, H]: see above. `how` are the settings of Scores. cuts [S+1], heads. reach: keys
+    further away than this are not looked at. scale: 1 / sqrt(D) unless given.
     """
-    queries, keys, values = inputs(qkv, q)                          # [R, H], [T, H], [T, H]
-    y = xp.empty_like(queries, order="C")                           # [R, H]
-    scale = scale or (heads / y.shape[1]) ** 0.5
-    limit = 0 if bias is not None else TOGETHER // heads
+    scores = Scores(xp, (qkv, q, keys_at, queries_at), **how)
+    y = xp.empty_like(scores.queries, order="C")                            # [R, H]
     kept = []
-    for tile in tiles(cuts, rows, reach, limit):
-        Q, Y = by_head(tile, tile.q, heads, queries, y)             # [n, A, r, D]
-        K, V = by_head(tile, tile.k, heads, keys, values)           # [n, A, c, D]
-
-        # The scores; then e = exp(score - the largest of its row), which never overflows.
-        e = xp.matmul(Q * scale, turned(K))                         # [n, A, r, c]
-        if bias is not None or reach is not None:
-            i, j = positions(xp, tile, rows)                        # [r, 1], [c]
-            if bias is not None:
-                e += bias[:, i, j]
-            if reach is not None:
-                e[:, :, abs(i - j) > reach] = -xp.inf
-        e -= e.max(-1, keepdims=True)
-        xp.exp(e, out=e)
-
+    for tile in scores.tiles:
+        e, peak = exponentials(xp, scores, tile)                            # [n, A, r, c]
         # The probabilities are P = e / total, but e stays as it is: to divide the D columns of the
         # result is cheaper than to divide the c columns of e.
-        total = e @ xp.ones(tile.c, e.dtype)                        # [n, A, r]
-        keep, factor = dropout_mask(xp, tile, heads, p, key)
-        mixed = (e if keep is None else e * keep) @ V               # [n, A, r, D]
+        total = e @ xp.ones(tile.c, e.dtype)                                # [n, A, r]
+        keep, factor = dropout_mask(xp, tile, scores.heads, p, key)
+        V, = by_head(tile, tile.k, scores.heads, scores.values)             # [n, A, c, D]
+        Y, = by_head(tile, tile.q, scores.heads, y)                         # [n, A, r, D]
+        mixed = (e if keep is None else e * keep) @ V
         xp.divide(mixed, (total / factor)[..., None], out=Y)
         if saving:
-            kept.append((tile, e, total, keep))
-    return y, (qkv, q, y, bias, kept)
+            # Of long rows their peaks and totals are kept: two numbers instead of c.
+            large = (None, None) if tile.c > KEPT else (e, keep)
+            kept.append((tile, peak, total, *large))
+    return y, (qkv, q, keys_at, queries_at, y, kept)
+
+
+def exponentials(xp, scores, tile, peak=None):
+    """e = exp(score - the largest of its row), which never overflows, and these largest."""
+    e = scores.of(tile, -xp.inf)
+    if peak is None:
+        peak = e.max(-1, keepdims=True)                                     # [n, A, r, 1]
+    e -= peak
+    xp.exp(e, out=e)
+    return e, peak
 
 
 @attention.grad
-def _(xp, saved, dy,
-      cuts=None, heads=1, rows=None, reach=None, scale=None,
-      p=0.0, key=None):
-    # From Y = P V with P = softmax(scale Q K^T) follow
-    #     dV = P^T dY          dP = dY V^T          dS = P (dP - <dP, P>)
-    #     dQ = scale dS K      dK = scale dS^T Q
+def _(xp, saved, dy, p=0.0, key=None, **how):
+    # From Y = P V with P = softmax(scale S) follow
+    #     dV = P^T dY          dP = dY V^T          dS = scale P (dP - <dP, P>)
     # where <dP, P> sums the products along a row. It equals <dY, Y> of that row, which needs D
     # products instead of c. And as P = e / total, g = dY / total spares us the division of e:
-    #     dV = e^T g           dS = e (g V^T - <g, Y>)
+    #     dV = e^T g           dS = e (scale g V^T - scale <g, Y>)
     # Dropout multiplies P by keep and by a factor. The factor goes into g, once <g, Y> is taken;
     # keep goes into e for dV, and into g V^T for dS.
-    qkv, q, y, bias, kept = saved
-    queries, keys, values = inputs(qkv, q)
-    scale = scale or (heads / y.shape[1]) ** 0.5
+    *arrays, y, kept = saved
+    scores = Scores(xp, arrays, **how)
+    scores.start_back(dy.dtype)
+    heads = scores.heads
+    for tile, peak, total, e, keep in kept:
+        if e is None:
+            e, _ = exponentials(xp, scores, tile, peak)
+            keep, _ = dropout_mask(xp, tile, heads, p, key)
+        Y, dY = by_head(tile, tile.q, heads, y, dy)                         # [n, A, r, D]
+        V, dV = by_head(tile, tile.k, heads, scores.values, scores.dvalues)     # [n, A, c, D]
 
-    # Where every token asks and is seen by just one tile, all of dqkv is written below. Otherwise
-    # tiles add to it, or leave parts of it zero.
-    new = xp.empty if rows is None and reach is None else xp.zeros
-    dqkv = new(qkv.shape, dy.dtype)
-    dq = None if q is None else xp.empty_like(q, order="C")
-    dqueries, dkeys, dvalues = inputs(dqkv, dq)                     # columns again: views
-    dbias = None if bias is None else xp.zeros_like(bias)
-    for tile, e, total, keep in kept:
-        Q, Y, dY, dQ = by_head(tile, tile.q, heads, queries, y, dy, dqueries)       # [n, A, r, D]
-        K, V, dK, dV = by_head(tile, tile.k, heads, keys, values, dkeys, dvalues)   # [n, A, c, D]
-
-        g = dY / total[..., None]                                   # [n, A, r, D]
-        along = (g * Y).sum(-1, keepdims=True)                      # <g, Y>: [n, A, r, 1]
+        g = dY / total[..., None]                                           # [n, A, r, D]
+        along = (g * Y).sum(-1, keepdims=True)                              # <g, Y>: [n, A, r, 1]
         if keep is not None:
             g *= philox.scale(p)
-        ds = g @ turned(V)                                          # [n, A, r, c]
+        accumulate(xp, tile, turned(e if keep is None else e * keep), g, dV)
+        g *= scores.scale
+        ds = g @ turned(V)                                                  # [n, A, r, c]
         if keep is not None:
             ds *= keep
-        ds -= along
+        ds -= along * scores.scale
         ds *= e
+        scores.back(tile, ds)
+    return scores.gradients()
 
-        xp.matmul(ds, K, out=dQ)
-        dQ *= scale
-        dropped = e if keep is None else e * keep
-        if reach is None:
-            xp.matmul(turned(dropped), g, out=dV)
-            xp.matmul(turned(ds), Q * scale, out=dK)
-        else:                               # neighbouring tiles share keys
-            dV += turned(dropped) @ g
-            dK += turned(ds) @ (Q * scale)
-        if dbias is not None:
-            i, j = positions(xp, tile, rows)
-            dbias[:, i, j] += ds[0]
-    return dqkv, dq, dbias
+
+# ---- scores alone
+
+@op
+def scores(xp, qkv, q=None, keys_at=None, queries_at=None, fill=None, **how):
+    """The scores that attention takes the softmax of [R, A, P], P the length of the longest
+    sequence. `fill`, minus infinity unless given, stands where a query's sequence has no key, or
+    has one out of reach. For losses that compare a student's attention with its teacher's, and for
+    pictures of it.
+    """
+    arrays = qkv, q, keys_at, queries_at
+    found = Scores(xp, arrays, **how)
+    fill = -xp.inf if fill is None else fill
+    y = xp.full((len(found.queries), found.heads, found.longest), fill, qkv.dtype)
+    for tile in found.tiles:
+        columns(y, tile)[...] = found.of(tile, fill)
+    return y, arrays
+
+
+@scores.grad
+def _(xp, arrays, dy, fill=None, **how):
+    found = Scores(xp, arrays, **how)
+    found.start_back(dy.dtype)
+    found.dvalues[...] = 0
+    for tile in found.tiles:
+        ds = columns(dy, tile) * found.scale
+        far = out_of_reach(xp, tile, found.rows, found.reach)
+        if far is not None:
+            xp.copyto(ds, 0, where=far)
+        found.back(tile, ds)
+    return found.gradients()
+
+
+def columns(y, tile):
+    """A tile's part of y [R, A, P], as [n, A, r, c]."""
+    first = tile.k.start - tile.start
+    part = y[tile.q, :, first:first + tile.c]
+    return part.reshape(tile.n, tile.r, *part.shape[1:]).swapaxes(1, 2)

@@ -8,7 +8,7 @@ these ops too, in a file of its own.
 import math
 
 from . import philox
-from .attention import attention            # so that fused.attention is there with the others
+from .attention import attention, scores    # so that they are there with the others
 from .autograd import Part, op
 from .backend import row_blocks, sum_rows
 
@@ -132,15 +132,69 @@ def _(xp, saved, dy, form="erf"):
     return dx, column_sums(xp, dx) if biased else None
 
 
+@op
+def geglu(xp, x, form="erf", saving=True):
+    """GELU(a) * b, where a is the first half of x's columns and b the second: a gate that b opens
+    and closes, number by number.
+
+    By the product rule dy goes to a times GELU'(a) b, and to b times GELU(a). These two factors are
+    all that is kept: side by side they are as large as x, which nobody needs any more.
+    """
+    curve = gelu_erf if form == "erf" else gelu_tanh
+    f = x.shape[1] // 2
+    y = xp.empty((len(x), f), x.dtype)                              # [T, 2F] -> [T, F]
+    factors = xp.empty_like(x, order="C") if saving else None
+    for r in row_blocks(x):
+        a, b, out = x[r, :f], x[r, f:], y[r]
+        if saving:
+            slope, value = factors[r, :f], factors[r, f:]
+            curve(xp, a, value, slope)
+            slope *= b
+            xp.multiply(value, b, out=out)
+        else:
+            curve(xp, a, out, None)
+            out *= b
+    return y, factors
+
+
+@geglu.grad
+def _(xp, factors, dy, form="erf"):
+    dx = xp.empty_like(factors)
+    f = dy.shape[1]
+    xp.multiply(factors[:, :f], dy, out=dx[:, :f])
+    xp.multiply(factors[:, f:], dy, out=dx[:, f:])
+    return dx,
+
+
+# ---- ReLU
+
+@op
+def relu(xp, x, bias=None):
+    """max(x + bias, 0). Where y is positive the slope is 1, elsewhere 0: y itself says which."""
+    y = xp.maximum(x, 0) if bias is None else x + bias
+    if bias is not None:
+        xp.maximum(y, 0, out=y)
+    return y, (y, bias is not None)
+
+
+@relu.grad
+def _(xp, saved, dy):
+    y, biased = saved
+    dx = dy * (y > 0)
+    return dx, column_sums(xp, dx) if biased else None
+
+
 # ---- norm
 
 @op
-def norm(xp, x, gain, shift, residual=None, bias=None, eps=1e-12, p=0.0, key=None, saving=True):
+def norm(xp, x, gain, shift=None, residual=None, bias=None, eps=1e-12, p=0.0, key=None,
+         saving=True):
     """LayerNorm of h = residual + dropout(x + bias) over the last axis.
 
-    y = gain * xhat + shift, where xhat = (h - mean) / sqrt(var + eps)
+    y = gain * xhat + shift, where xhat = (h - mean) / sqrt(var + eps); some models have no shift
     """
-    y, xhat = xp.empty_like(x), xp.empty_like(x)                    # [T, H]
+    y = xp.empty_like(x)                                            # [T, H]
+    xhat = xp.empty_like(x) if saving else y
     rstd = xp.empty(len(x), x.dtype)
     keep, scale = dropout_mask(xp, x.shape, p, key)
     average = xp.full(x.shape[1], 1 / x.shape[1], x.dtype)
@@ -159,8 +213,10 @@ def norm(xp, x, gain, shift, residual=None, bias=None, eps=1e-12, p=0.0, key=Non
         rstd[r] = 1 / xp.sqrt((h * h) @ average + eps)
         h *= rstd[r, None]
         xp.multiply(h, gain, out=y[r])
-        y[r] += shift
-    return y, (xhat, rstd, gain, keep, residual is not None, bias is not None)
+        if shift is not None:
+            y[r] += shift
+    given = [part is not None for part in (shift, residual, bias)]
+    return y, (xhat, rstd, gain, keep, given)
 
 
 @norm.grad
@@ -168,18 +224,20 @@ def _(xp, saved, dy, eps=1e-12, p=0.0, key=None):
     # With d = dy * gain, and means over a row:
     #     dh = rstd * (d - mean(d) - xhat * mean(d * xhat))
     # The two parts subtracted would move xhat's mean and its length, and those are fixed.
-    xhat, rstd, gain, keep, has_residual, has_bias = saved
+    xhat, rstd, gain, keep, (has_shift, has_residual, has_bias) = saved
     dh = xp.empty_like(dy)
     dx = dh if keep is None else xp.empty_like(dy)
     average = xp.full(dy.shape[1], 1 / dy.shape[1], dy.dtype)
-    dgain, dshift = xp.zeros_like(gain), xp.zeros_like(gain)
+    dgain = xp.zeros_like(gain)
+    dshift = xp.zeros_like(gain) if has_shift else None
     scale = philox.scale(p)
     for r in row_blocks(dy):
         d, h = dy[r], xhat[r]
         ones = xp.ones(len(d), d.dtype)
         product = d * h                     # dy * xhat
         dgain += ones @ product
-        dshift += ones @ d
+        if has_shift:
+            dshift += ones @ d
         product *= gain
         along = product @ average           # mean(d * xhat)
         g = xp.multiply(d, gain, out=dh[r])
@@ -193,6 +251,42 @@ def _(xp, saved, dy, eps=1e-12, p=0.0, key=None):
     dresidual = dh if has_residual else None
     dbias = column_sums(xp, dx) if has_bias else None
     return dx, dgain, dshift, dresidual, dbias
+
+
+@op
+def affine(xp, x, gain, shift, residual=None, bias=None, saving=True):
+    """gain * h + shift with h = residual + x + bias: a norm that does not look at its rows.
+
+    MobileBERT calls it NoNorm: to measure every row costs a phone more time than it can spare.
+    """
+    y = xp.empty_like(x, order="C")                                 # [T, H]
+    sums = xp.empty_like(y) if saving else y
+    for r in row_blocks(x):
+        h = sums[r]
+        h[...] = x[r]
+        if residual is not None:
+            h += residual[r]
+        if bias is not None:
+            h += bias
+        xp.multiply(h, gain, out=y[r])
+        y[r] += shift
+    return y, (sums, gain, residual is not None, bias is not None)
+
+
+@affine.grad
+def _(xp, saved, dy):
+    sums, gain, has_residual, has_bias = saved
+    dx = xp.empty_like(sums)
+    dgain, dshift = xp.zeros_like(gain), xp.zeros_like(gain)
+    for r in row_blocks(dy):
+        d = dy[r]
+        ones = xp.ones(len(d), d.dtype)
+        dgain += ones @ (d * sums[r])
+        dshift += ones @ d
+        xp.multiply(d, gain, out=dx[r])
+    # The sum's three parts move y alike; of the bias there is one for all rows.
+    dbias = dshift * gain if has_bias else None
+    return dx, dgain, dshift, dx if has_residual else None, dbias
 
 
 # ---- dropout
@@ -213,6 +307,49 @@ def dropout(xp, x, p=0.0, key=None):
 @dropout.grad
 def _(xp, keep, dy, p=0.0, key=None):
     return dy if keep is None else dy * keep * philox.scale(p),
+
+
+# ---- rotary positions
+
+def halves(x, columns, heads, size):
+    """The first and the second half of every head, [T, columns/D, D/2] twice, views of x."""
+    apart = x[:, :columns].reshape(len(x), -1, heads, 2, size)
+    return apart[:, :, :, 0], apart[:, :, :, 1]
+
+
+def rotated(xp, x, cos, sin, heads, columns):
+    """A new array: the first columns of x turned by the angles, the others as they are."""
+    y = xp.empty_like(x, order="C")
+    columns = x.shape[1] if columns is None else columns
+    size = cos.shape[1]                                             # D/2
+    for r in row_blocks(x):
+        c, s = cos[r, None, None], sin[r, None, None]               # [t, 1, 1, D/2]
+        y[r, columns:] = x[r, columns:]
+        a, b = halves(x[r], columns, heads, size)
+        first, second = halves(y[r], columns, heads, size)
+        xp.multiply(a, c, out=first)
+        first -= b * s
+        xp.multiply(b, c, out=second)
+        second += a * s
+    return y
+
+
+@op
+def rope(xp, x, cos=None, sin=None, heads=1, columns=None):
+    """Rotary positions (Su et al., 2021) on the first `columns` columns of x [T, n*A*D].
+
+    Numbers m and m + D/2 of a head are a point in the plane; here it is turned by the angle that
+    cos and sin [T, D/2] hold for its token: (a, b) -> (a cos - b sin, b cos + a sin). When angles
+    grow in proportion to the token's place, the product of a query and a key, both turned, depends
+    on the distance between their places alone.
+    """
+    return rotated(xp, x, cos, sin, heads, columns), None
+
+
+@rope.grad
+def _(xp, saved, dy, cos=None, sin=None, heads=1, columns=None):
+    # A rotation's transpose is its inverse: the same angle, the other way round.
+    return rotated(xp, dy, cos, -sin, heads, columns),
 
 
 # ---- embedding

@@ -111,15 +111,31 @@ class Linear(Module):
 
 
 class Norm(Module):
-    def __init__(self, init, width, eps):
+    def __init__(self, init, width, eps, shift=True):
         self.weight = init.constant((width,), 1)
-        self.bias = init.constant((width,), 0)
+        self.bias = init.constant((width,), 0) if shift else None
         self.eps = eps
 
     def forward(self, x, residual=None, bias=None, p=0.0):
         """LayerNorm of residual + dropout(x + bias)."""
         key = dropout_key(p)
         return fused.norm(x, self.weight, self.bias, residual, bias, eps=self.eps, p=p, key=key)
+
+
+class NoNorm(Module):
+    """What stands in a norm's place and called like it, but only scales and shifts each column."""
+
+    def __init__(self, init, width):
+        self.weight = init.constant((width,), 1)
+        self.bias = init.constant((width,), 0)
+
+    def forward(self, x, residual=None, bias=None, p=0.0):
+        """weight * (residual + dropout(x + bias)) + bias of our own"""
+        key = dropout_key(p)
+        if key is not None:
+            x = fused.dropout(x if bias is None else x + bias, p=p, key=key)
+            bias = None
+        return fused.affine(x, self.weight, self.bias, residual, bias)
 
 
 def dropout_key(p):

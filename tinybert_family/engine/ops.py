@@ -155,16 +155,6 @@ def _(xp, y, dy):
     return dy * y * (1 - y),
 
 
-@op
-def relu(xp, x):
-    return xp.maximum(x, 0), x > 0
-
-
-@relu.grad
-def _(xp, positive, dy):
-    return dy * positive,
-
-
 # ---- sums
 
 def spread(g, shape, axis, keepdims):

@@ -7,7 +7,6 @@ Every other file of this folder is read against this one. Tokens of all sequence
 vocabulary, K masked tokens.
 """
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -17,8 +16,9 @@ from ..engine.optim import OPTIMIZERS, SCHEDULES
 from ..error import Error
 from ..text import corrupt, segments
 from ..text.batches import ragged
-from . import padded
-from .names import in_its_file
+from . import heads, padded
+from .heads import Head, Output
+from .names import in_its_file, tasks_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Config:
     activation: str = "gelu"        # gelu (exact), gelu_new (tanh form), relu
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    head_dropout: float = 0.1       # before the classifier of a task
+    labels: int = 2                 # classes of a task
     init: float = 0.02              # standard deviation of new weights; 0 means 1 / sqrt(fan-in)
     near: bool = False              # begin by looking at neighbours; see Attention
     recompute: bool = False         # keep nothing inside layers: less memory, a third more work
@@ -60,8 +62,13 @@ class Config:
     decay: float = 0.01             # of weight matrices; never of biases and norms
     clip: float = 1.0               # longest gradient
 
+    LIMITS = dict(vocab=(1, 10**7), layers=(1, 1000), heads=(1, 10**4), width=(1, 10**5),
+                  hidden=(1, 10**6), positions=(1, 10**7), types=(1, 1000), labels=(1, 10**6),
+                  seq=(1, 10**7), predictions=(1, 10**7), copies=(1, 10**6), tokens=(1, 10**8),
+                  accumulate=(1, 10**6), steps=(1, 10**9), warmup=(0, 10**9))
+
     def __post_init__(self):
-        for name, (least, most) in LIMITS.items():
+        for name, (least, most) in self.LIMITS.items():
             if not least <= getattr(self, name) <= most:
                 raise Error(f"{name}: {getattr(self, name)}, but it must be at least {least} "
                             f"and at most {most:,}")
@@ -73,7 +80,7 @@ class Config:
         if self.activation not in ACTIVATIONS:
             raise Error(f"activation: {self.activation!r}, but this model knows "
                         f"{', '.join(ACTIVATIONS)}")
-        for name in "dropout", "attention_dropout", "masked", "short":
+        for name in "dropout", "attention_dropout", "head_dropout", "masked", "short":
             if not 0 <= getattr(self, name) < 1:
                 raise Error(f"{name}: {getattr(self, name)}, but it must be at least 0 and below 1")
         for name, known in dict(optimizer=OPTIMIZERS, schedule=SCHEDULES).items():
@@ -88,11 +95,6 @@ class Config:
                         "of one sequence (seq)")
 
 
-LIMITS = dict(vocab=(1, 10**7), layers=(1, 1000), heads=(1, 10**4), width=(1, 10**5),
-              hidden=(1, 10**6), positions=(1, 10**7), types=(1, 1000), seq=(1, 10**7),
-              predictions=(1, 10**7), copies=(1, 10**6), tokens=(1, 10**8),
-              accumulate=(1, 10**6), steps=(1, 10**9), warmup=(0, 10**9))
-
 ACTIVATIONS = dict(gelu=dict(form="erf"), gelu_new=dict(form="tanh"),
                    gelu_pytorch_tanh=dict(form="tanh"), relu=None)
 
@@ -100,22 +102,23 @@ ACTIVATIONS = dict(gelu=dict(form="erf"), gelu_new=dict(form="tanh"),
 def activate(c, x, bias):
     """The activation of x + bias."""
     form = ACTIVATIONS[c.activation]
-    return ops.relu(x + bias) if form is None else fused.gelu(x, bias, **form)
+    return fused.relu(x, bias) if form is None else fused.gelu(x, bias, **form)
 
 
 class Embeddings(Module):
     """LayerNorm(word + position + type)"""
 
-    def __init__(self, c, init):
+    def __init__(self, c, init, width=None):
         self.config = c
-        self.word = init.normal((c.vocab, c.width))
+        width = width or c.width
+        self.word = init.normal((c.vocab, width))
         new = init.waves if c.near else init.normal
-        self.position = new((c.positions, c.width))
-        self.type = init.normal((c.types, c.width))
-        self.norm = Norm(init, c.width, c.eps)
+        self.position = new((c.positions, width))
+        self.type = init.normal((c.types, width))
+        self.norm = Norm(init, width, c.eps)
 
-    def forward(self, ids, positions, types):
-        ids = ids, positions, types                                     # [T] each
+    def forward(self, b):
+        ids = b.ids, b.positions, b.types                               # [T] each
         x = fused.embed(self.word, self.position, self.type, ids=ids)   # [T, H]
         return dropout(self.norm(x), self.config.dropout)
 
@@ -137,18 +140,28 @@ class Attention(Module):
         self.out = Linear(init, c.width, c.width)
         self.norm = Norm(init, c.width, c.eps)
 
-    def mix(self, x, asking, cuts, rows):
+    def ask(self, x, b, rows=None):
+        """What the attention op is given: Tensors, and settings."""
         c = self.config
-        p = c.attention_dropout
-        how = dict(cuts=cuts, heads=c.heads, p=p, key=dropout_key(p))
+        how = dict(cuts=b.cuts, heads=c.heads, rows=rows)
         if rows is None:
-            return fused.attention(self.qkv(x), **how)      # [T, H] -> [T, 3H] -> [T, H]
-        q = self.qkv.rows(asking, 0, c.width)               # [R, H]
-        return fused.attention(self.qkv.rows(x, c.width, None), q, rows=rows, **how)
+            return [self.qkv(x)], how                               # [T, H] -> [T, 3H]
+        q = self.qkv.rows(ops.take(x, index=rows), 0, c.width)      # [R, H]
+        return [self.qkv.rows(x, c.width, None), q], how
 
-    def forward(self, x, cuts, rows=None):
+    def mix(self, x, b, rows):
+        tensors, how = self.ask(x, b, rows)
+        p = self.config.attention_dropout
+        return fused.attention(*tensors, **how, p=p, key=dropout_key(p))        # [R, H]
+
+    def scores(self, x, b):
+        """What each token thinks of each before the softmax: [T, A, P], P the longest sequence."""
+        tensors, how = self.ask(x, b)
+        return fused.scores(*tensors, **how)
+
+    def forward(self, x, b, rows=None):
+        y = fused.linear(self.mix(x, b, rows), self.out.weight)
         asking = x if rows is None else ops.take(x, index=rows)
-        y = fused.linear(self.mix(x, asking, cuts, rows), self.out.weight)
         return self.norm(y, residual=asking, bias=self.out.bias, p=self.config.dropout)
 
 
@@ -172,19 +185,20 @@ class Layer(Module):
     def __init__(self, c, init):
         self.attention, self.mlp = self.Attention(c, init), self.MLP(c, init)
 
-    def forward(self, x, cuts, rows=None):
-        return self.mlp(self.attention(x, cuts, rows))
+    def forward(self, x, b, rows=None):
+        return self.mlp(self.attention(x, b, rows))
 
 
-class MaskedHead(Module):
+class MaskedHead(Head):
     """From a hidden state to a score for every word: the decoder is the word table itself."""
 
-    def __init__(self, c, init, word):
+    def __init__(self, c, init, model):
         self.config = c
-        self.transform = Linear(init, c.width, c.width)
-        self.norm = Norm(init, c.width, c.eps)
+        self.word = model.embeddings.word                   # shared, so counted once
+        width = self.word.shape[1]
+        self.transform = Linear(init, c.width, width)
+        self.norm = Norm(init, width, c.eps)
         self.bias = init.constant((c.vocab,), 0)
-        self.word = word                                    # shared, so counted once
 
     def features(self, x):
         y = fused.linear(x, self.transform.weight)
@@ -199,8 +213,9 @@ class MaskedHead(Module):
 
 
 class Model(Module):
-    Embeddings, Layer, MaskedHead = Embeddings, Layer, MaskedHead   # what a variant may replace
-    HEADS = "pooler", "mlm", "nsp"
+    Embeddings, Layer = Embeddings, Layer                   # what a variant may replace
+    HEADS = dict(pooler=heads.Pooler, mlm=MaskedHead, nsp=heads.NextSentence, **heads.TASKS)
+    PRETRAINING = "pooler", "mlm", "nsp"
     PREFIX = "bert."                # of the published names, in a file that holds heads too
     NAMES = {
         "embeddings.word": "bert.embeddings.word_embeddings.weight",
@@ -215,50 +230,65 @@ class Model(Module):
         "layers.#.mlp.up.*": "bert.encoder.layer.#.intermediate.dense.*",
         "layers.#.mlp.down.*": "bert.encoder.layer.#.output.dense.*",
         "layers.#.mlp.norm.*": "bert.encoder.layer.#.output.LayerNorm.*",
-        "pooler.*": "bert.pooler.dense.*",
+        "pooler.dense.*": "bert.pooler.dense.*",
         "mlm.transform.*": "cls.predictions.transform.dense.*",
         "mlm.norm.*": "cls.predictions.transform.LayerNorm.*",
         "mlm.bias": "cls.predictions.bias",
-        "nsp.*": "cls.seq_relationship.*",
+        "nsp.classifier.*": "cls.seq_relationship.*",
+        "sequence.classifier.*": "classifier.*",
+        "choice.classifier.*": "classifier.*",
+        "token.classifier.*": "classifier.*",
+        "question.classifier.*": "qa_outputs.*",
     }
 
-    def __init__(self, c, init, heads=HEADS):
+    def __init__(self, c, init, heads=None):
         self.config = c
         self.embeddings = self.Embeddings(c, init)
-        self.layers = [self.Layer(c, init) for _ in range(c.layers)]
-        self.pooler = Linear(init, c.width, c.width) if "pooler" in heads else None
-        self.mlm = self.MaskedHead(c, init, self.embeddings.word) if "mlm" in heads else None
-        self.nsp = Linear(init, c.width, 2) if "nsp" in heads else None
+        self.layers = self.make_layers(c, init)
+        for name in self.HEADS:
+            wanted = name in (self.PRETRAINING if heads is None else heads)
+            setattr(self, name, self.HEADS[name](c, init, self) if wanted else None)
 
-    def encode(self, ids, positions, types, cuts, rows=None):
+    def make_layers(self, c, init):
+        return [self.Layer(c, init) for _ in range(c.layers)]
+
+    def encode(self, b, rows=None, states=None):
         """Hidden states of all tokens [T, H], or of the tokens `rows` alone [R, H].
 
         The last layer is then computed only where it is asked for; keys and values still come
-        from every token.
+        from every token. b: a padded.Packed. states: a list to which what goes into each layer is
+        added.
         """
-        x = self.embeddings(ids, positions, types)
+        x = self.embeddings(b)
         run = autograd.recompute if self.config.recompute else lambda layer, x: layer(x)
-        for layer in self.layers[:-1]:
-            x = run(lambda x, layer=layer: layer(x, cuts), x)
-        return run(lambda x: self.layers[-1](x, cuts, rows), x)
+        for i, layer in enumerate(self.layers):
+            asked = rows if i == len(self.layers) - 1 else None
+            if states is not None:
+                states.append(x)
+            x = run(lambda x, layer=layer, asked=asked: layer(x, b, asked), x)
+        return x
 
-    def pool(self, first):
-        """A summary of each sequence from its first token.  [S, H] -> [S, H]"""
-        return ops.tanh(self.pooler(first))
+    def pack(self, input_ids, attention_mask, token_type_ids):
+        """Padded arrays as packed ones, checked."""
+        return padded.pack(self.config, input_ids, attention_mask, token_type_ids)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, **more):
         """Padded int arrays [B, S] or lists of lists in, an Output with Tensors out.
 
-        The names are those of transformers.
+        The names are those of transformers. A model that chooses takes [B, C, S]: C candidates.
         """
-        inputs = padded.pack(self.config, input_ids, attention_mask, token_type_ids)
+        given = [input_ids, attention_mask, token_type_ids]
+        choices = None
+        if self.choice is not None:
+            *given, choices = padded.side_by_side(*given)
+        inputs = self.pack(*given, **more)
         parts = [inputs] if autograd.recording() else inputs.pieces()
-        states = [self.encode(p.ids, p.positions, p.types, p.cuts) for p in parts]
-        return Output(self, ops.concat(*states), inputs)                # [T, H]
+        x = ops.concat(*[self.encode(part) for part in parts])          # [T, H]
+        return Output(self, x, inputs, choices)
 
     def bare(self):
         """Is there no head for pre-training?"""
-        return self.mlm is None and self.nsp is None
+        return all(getattr(self, name) is None for name in self.HEADS if name != "pooler")
 
     def named_parameters(self):
         """(name in the published file, Tensor with .grad) for every parameter.
@@ -272,69 +302,25 @@ class Model(Module):
             yield name, tensor
 
 
-class Output:
-    """What a call gives.
-
-    Heads are computed when first looked at: scores for the whole vocabulary are large.
-    """
-
-    def __init__(self, model, x, inputs):
-        self.model, self.x, self.inputs = model, x, inputs
-        self.recording = autograd.recording()
-
-    def _head(self, name):
-        if getattr(self.model, name) is None:
-            raise Error(f"this model was loaded from a file without the {name} head; "
-                        "it has no such output")
-        return getattr(self.model, name)
-
-    def _unpack(self, function, unpack, x):
-        with autograd.recorded(self.recording):
-            return unpack(function(x))
-
-    def _summary(self, x):
-        return self.model.pool(ops.take(x, index=self.inputs.firsts()))     # [S, H]
-
-    @cached_property
-    def last_hidden_state(self):
-        return self._unpack(lambda x: x, self.inputs.unpack, self.x)        # [B, S, H]
-
-    @cached_property
-    def pooler_output(self):
-        self._head("pooler")
-        return self._unpack(self._summary, self.inputs.unpack_first, self.x)    # [B, H]
-
-    @cached_property
-    def logits(self):
-        if self.model.mlm is None and self.model.nsp is not None:
-            return self.seq_relationship_logits     # as BertForNextSentencePrediction has it
-        return self._unpack(self._head("mlm"), self.inputs.unpack, self.x)  # [B, S, V]
-
-    prediction_logits = property(lambda self: self.logits)
-
-    @cached_property
-    def seq_relationship_logits(self):
-        nsp = self._head("nsp")                     # [B, 2]: 0 for B follows A, 1 for it does not
-        return self._unpack(lambda x: nsp(self._summary(x)), self.inputs.unpack_first, self.x)
-
-
 # ---- the published file's config.json
 
-HF_TYPE = "bert"
+HF_TYPES = "bert",                  # model_type; the first is the one that is written
 HF_CONFIG = dict(vocab="vocab_size", layers="num_hidden_layers", heads="num_attention_heads",
                  width="hidden_size", hidden="intermediate_size",
                  positions="max_position_embeddings", types="type_vocab_size",
                  eps="layer_norm_eps", activation="hidden_act", dropout="hidden_dropout_prob",
-                 attention_dropout="attention_probs_dropout_prob", init="initializer_range")
+                 attention_dropout="attention_probs_dropout_prob",
+                 head_dropout="classifier_dropout", init="initializer_range")
+HF_DEFAULTS = {}                    # where a file that is silent means other than our defaults
 HF_CLASSES = {"BertModel": ("pooler",), "BertForMaskedLM": ("mlm",),
               "BertForPreTraining": ("pooler", "mlm", "nsp"),
-              "BertForNextSentencePrediction": ("pooler", "nsp")}
-HF_REFUSED = dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
-HF_HEAD_PREFIX = "cls."
+              "BertForNextSentencePrediction": ("pooler", "nsp"), **tasks_of("Bert")}
+HF_REFUSED = dict(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute",
+                  tie_word_embeddings=True)
 # One array each, under two names.
 HF_TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
            "cls.predictions.decoder.bias": "cls.predictions.bias"}
-HF_IGNORED = r"bert\.embeddings\.position_ids"              # 0, 1, 2, ... in old files
+HF_IGNORED = r"bert\.embeddings\.position_ids"      # 0, 1, 2, ... in old files
 
 
 # ---- the objective
@@ -388,28 +374,29 @@ class Objective:
         return np.array([len(batch["labels"]), len(batch["is_random"])])
 
     def hidden_states(self, model, b):
-        x = model.encode(b["ids"], b["positions"], b["types"], b["cuts"], b["asked"])   # [R, H]
+        inputs = padded.Packed(b["ids"], b["types"], b["positions"], b["cuts"])
+        x = model.encode(inputs, b["asked"])                                            # [R, H]
         hidden = ops.take(x, index=b["hidden_at"])                                      # [K, H]
         first = ops.take(x, index=b["first_at"])                                        # [S, H]
-        return hidden, model.pool(first)
+        return hidden, first
 
     def loss(self, model, b, counts):
         """This micro-batch's share of each mean over a step: {"mlm_loss", "nsp_loss"}.
 
         Their sum is what is minimised.
         """
-        hidden, summary = self.hidden_states(model, b)
+        hidden, first = self.hidden_states(model, b)
         words, order = b["labels"], b["is_random"]
         weights = [np.full(len(labels), 1 / max(1, n), hidden.dtype)
                    for labels, n in zip((words, order), counts)]
         mlm_loss = model.mlm.loss(hidden, words, weights[0])
-        nsp_loss = fused.cross_entropy(model.nsp(summary), labels=order, weights=weights[1])
+        nsp_loss = fused.cross_entropy(model.nsp(first), labels=order, weights=weights[1])
         return dict(mlm_loss=mlm_loss, nsp_loss=nsp_loss)
 
     def scores(self, model, b):
         """Sums over a held-out batch, by name, and what to divide them by."""
-        hidden, summary = self.hidden_states(model, b)
-        words, order = model.mlm(hidden).numpy(), model.nsp(summary).numpy()
+        hidden, first = self.hidden_states(model, b)
+        words, order = model.mlm(hidden).numpy(), model.nsp(first).numpy()
         return dict(mlm_loss=(surprise(words, b["labels"]).sum(), len(words)),
                     mlm_accuracy=((words.argmax(1) == b["labels"]).sum(), len(words)),
                     nsp_loss=(surprise(order, b["is_random"]).sum(), len(order)),

@@ -27,6 +27,14 @@ def published(model):
             yield fill(name, wild), tensor, slice(i * size, (i + 1) * size)
 
 
+def tasks_of(family, pooler=("pooler",)):
+    """{class: its heads} for the tasks that every published family has classes for."""
+    return {f"{family}ForSequenceClassification": (*pooler, "sequence"),
+            f"{family}ForMultipleChoice": (*pooler, "choice"),
+            f"{family}ForTokenClassification": ("token",),
+            f"{family}ForQuestionAnswering": ("question",)}
+
+
 def in_its_file(model):
     """The same, as this model's own file has it: without heads, also without their prefix."""
     prefix = model.PREFIX if model.bare() else ""

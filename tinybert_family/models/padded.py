@@ -14,10 +14,11 @@ from ..error import Error
 class Packed(NamedTuple):
     ids: np.ndarray         # [T] tokens of all sequences, one sequence after another
     types: np.ndarray       # [T]
-    positions: np.ndarray   # [T] the column each token had
+    positions: np.ndarray   # [T] the column each token had, or what the variant counts instead
     cuts: np.ndarray        # [B+1] where sequences begin and end, longest sequence first
-    index: np.ndarray       # [T] row * S + column
-    shape: tuple            # (B, S)
+    index: np.ndarray = None    # [T] row * S + column
+    shape: tuple = None         # (B, S)
+    more: dict = {}             # whatever else a variant reads about every token, [T] each
 
     def pieces(self, tokens=1024):
         """The same in parts of about so many tokens, cut between sequences.
@@ -30,8 +31,9 @@ class Packed(NamedTuple):
         bounds = [0, 0] if len(self.cuts) == 1 else bounds              # a batch of nothing
         for a, b in zip(bounds, bounds[1:]):
             t = slice(self.cuts[a], self.cuts[b])
+            more = {name: x[t] for name, x in self.more.items()}
             yield Packed(self.ids[t], self.types[t], self.positions[t],
-                         self.cuts[a:b + 1] - self.cuts[a], self.index[t], self.shape)
+                         self.cuts[a:b + 1] - self.cuts[a], self.index[t], self.shape, more)
 
     def unpack(self, x):
         """[T, ...] -> [B, S, ...]"""
@@ -72,13 +74,23 @@ def within(name, x, limit, what):
                     f"{limit}; were these made with this model's own tokenizer?")
 
 
-def pack(config, input_ids, attention_mask=None, token_type_ids=None):
-    """Check a padded batch and drop what the mask leaves out."""
+def columns(ids):
+    """BERT's positions: the column that a token stands in.  [B, S] -> [B, S]"""
+    return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+
+
+def pack(config, input_ids, attention_mask=None, token_type_ids=None, places=columns, longest=None,
+         holes=True, more=None):
+    """Check a padded batch and drop what the mask leaves out.
+
+    places: ids -> positions. longest: as many tokens as a sequence may have. holes: may the mask
+    leave out tokens between others? more: {name: int array or None} of further inputs.
+    """
     ids = integers("input_ids", input_ids)
-    if ids.shape[1] > config.positions:
+    longest = longest or config.positions
+    if ids.shape[1] > longest:
         raise Error(f"input_ids: {ids.shape[1]} tokens, but this model was built for "
-                    f"{config.positions} positions; "
-                    f"call the tokenizer with max_length={config.positions}")
+                    f"{longest} positions; call the tokenizer with max_length={longest}")
     mask, types = np.ones_like(ids), np.zeros_like(ids)
     if attention_mask is not None:
         mask = integers("attention_mask", attention_mask, ids.shape)
@@ -87,10 +99,37 @@ def pack(config, input_ids, attention_mask=None, token_type_ids=None):
     within("input_ids", ids, config.vocab, "the vocabulary's size")
     within("attention_mask", mask, 2, "the number of values a mask has")
     within("token_type_ids", types, max(1, config.types), "the number of token types")
+    if not holes:
+        without_holes(mask)
     lengths = mask.sum(1)
     order = np.argsort(-lengths, kind="stable")
     row, column = np.nonzero(mask[order])
     row = order[row]
     cuts = np.concatenate([[0], np.cumsum(lengths[order])])
     index = row * ids.shape[1] + column
-    return Packed(ids[row, column], types[row, column], column, cuts, index, ids.shape)
+    more = {name: integers(name, x, ids.shape)[row, column] for name, x in (more or {}).items()
+            if x is not None}
+    return Packed(ids[row, column], types[row, column], places(ids)[row, column], cuts, index,
+                  ids.shape, more)
+
+
+def without_holes(mask):
+    """A model that counts distances between tokens needs them side by side."""
+    begins = np.diff(mask, axis=1, prepend=0) == 1
+    bad = begins.sum(1) > 1
+    if bad.any():
+        raise Error(f"attention_mask: row {np.argmax(bad)} leaves out tokens between others, but "
+                    "this model counts distances; padding must stand at the ends")
+
+
+def side_by_side(input_ids, *others):
+    """Candidates [B, C, S] as a batch of B * C sequences; and C."""
+    try:
+        ids = np.asarray(input_ids)
+    except ValueError:
+        ids = None
+    if ids is None or ids.ndim != 3 or 0 in ids.shape[:2]:
+        raise Error("input_ids: a model that chooses wants three axes [batch, candidates, tokens], "
+                    "padded to one length")
+    flat = [None if x is None else np.reshape(x, (-1, np.shape(x)[-1])) for x in others]
+    return ids.reshape(-1, ids.shape[2]), *flat, ids.shape[1]
