@@ -278,6 +278,30 @@ def test_a_head_for_a_task_stands_on_what_was_pretrained(head, shape, tmp_path):
             "sentence")
 
 
+def test_a_folder_may_be_read_as_another_member_of_the_family(tmp_path):
+    """Published StructBERTs say bert, and their sentence head has three rows."""
+    from tinybert_family.models import structbert
+    three = {name: np.concatenate([x, x[:1]]) if "seq_relationship" in name else x
+             for name, x in single().items()}
+    folder = write(tmp_path / "a", three)
+    refused(r"cls.seq_relationship.weight has shape \(3, 12\), but config.json makes it \(2, 12\)",
+            tbf.load, folder)
+    model = tbf.load(folder, model="structbert")
+    assert type(model) is structbert.Model
+    assert model([[1, 2]]).seq_relationship_logits.shape == (1, 3)
+    tbf.save(model, tmp_path / "b")
+    assert type(tbf.load(tmp_path / "b")) is structbert.Model
+    with pytest.raises(tbf.Error, match="model: 'sbert' is no model of this family; these are: b"):
+        tbf.load(folder, model="sbert")
+
+
+def test_a_signature_that_is_no_model_is_refused(tmp_path):
+    refused("config.json: tinybert_family: 'os' is no model", tbf.load,
+            write(tmp_path / "a", single(), tinybert_family="os"))
+    refused("config.json: tinybert_family: 5 is no model", tbf.load,
+            write(tmp_path / "b", single(), tinybert_family=5))
+
+
 def test_a_classifier_of_unknown_purpose_is_refused(tmp_path):
     more = {"classifier.weight": np.zeros((2, 12), np.float32),
             "classifier.bias": np.zeros(2, np.float32)}

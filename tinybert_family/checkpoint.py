@@ -58,16 +58,17 @@ def file_of(model):
     return importlib.import_module(type(model).__module__)
 
 
-def load(folder, dtype=np.float32, head=None, labels=None, seed=0):
+def load(folder, dtype=np.float32, head=None, labels=None, seed=0, model=None):
     """The model of a folder as transformers saves it, with the heads that have weights there.
 
     head: the one to have instead: sequence, choice, token, question (for a task with so many
     labels), mlm, ... One that the file lacks is new, drawn from seed, and a warning says so.
+    model: the member of the family to read it as, where config.json says no more than "bert".
     """
     folder = Path(folder)
     where = folder / "config.json"
     settings = read_json(where)
-    module = variant_of(settings, where)
+    module = variant(model, "model") if model else variant_of(settings, where)
     path = weights_file(folder)
     extra = folder / EXTRA
     files = [path, extra] if extra.exists() else [path]
@@ -78,7 +79,8 @@ def load(folder, dtype=np.float32, head=None, labels=None, seed=0):
     heads = heads_in(module, renamed, promised(module, settings), path)
     if head is not None:
         heads = heads_for(module, head)
-    if config.layers > len(renamed):        # before so many are made
+    # Before so many are made. (ALBERT's layers share their tensors.)
+    if getattr(config, "groups", config.layers) > len(renamed):
         raise Error(f"{path}: holds {len(renamed)} tensors, too few for the {config.layers} layers "
                     "of config.json; the two files do not belong together")
     model = module.Model(config, Init(dtype=dtype), heads)
@@ -285,25 +287,31 @@ def our_spelling(module, files):
     Old files say gamma and beta, and a bare model's file leaves out the prefix that a model with
     heads has.
     """
+    spellings = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias",
+                 **getattr(module, "HF_SPELLINGS", {})}
     prefixes = (module.Model.PREFIX, *getattr(module, "HF_PREFIXES", ()))
     heads = {name.split(".")[0] for head in module.Model.HEADS
              for name in weights_of(module, head)} - {prefixes[0].rstrip(".")}
-    bare = not any(name.startswith(prefixes) for _, names in files for name in names)
-    spelled = {}
+    found = []
     for path, names in files:
         for name in names:
-            today = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-            today = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", today)
-            for prefix in prefixes[1:]:
-                if today.startswith(prefix):
-                    today = prefixes[0] + today.removeprefix(prefix)
-            if bare and today.split(".")[0] not in heads:
-                today = prefixes[0] + today
-            if today in spelled:
-                raise Error(f"{path}: holds both {shown(spelled[today])} and {shown(name)}, which "
-                            "are one parameter; remove one of them")
-            if not re.fullmatch(module.HF_IGNORED, today):
-                spelled[today] = name
+            today = name
+            for old, new in spellings.items():
+                today = re.sub(old, new, today)
+            found.append((path, name, today))
+    bare = not any(today.startswith(prefixes) for _, _, today in found)
+    spelled = {}
+    for path, name, today in found:
+        for prefix in prefixes[1:]:
+            if today.startswith(prefix):
+                today = prefixes[0] + today.removeprefix(prefix)
+        if bare and today.split(".")[0] not in heads:
+            today = prefixes[0] + today
+        if today in spelled:
+            raise Error(f"{path}: holds both {shown(spelled[today])} and {shown(name)}, which are "
+                        "one parameter; remove one of them")
+        if not re.fullmatch(module.HF_IGNORED, today):
+            spelled[today] = name
     return spelled
 
 

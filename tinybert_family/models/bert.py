@@ -17,7 +17,7 @@ from ..error import Error
 from ..text import corrupt, segments
 from ..text.batches import ragged
 from . import heads, padded
-from .heads import Head, Output
+from .heads import Head
 from .names import in_its_file, tasks_of
 
 
@@ -213,7 +213,7 @@ class MaskedHead(Head):
 
 
 class Model(Module):
-    Embeddings, Layer = Embeddings, Layer                   # what a variant may replace
+    Embeddings, Layer, Output = Embeddings, Layer, heads.Output     # what a variant may replace
     HEADS = dict(pooler=heads.Pooler, mlm=MaskedHead, nsp=heads.NextSentence, **heads.TASKS)
     PRETRAINING = "pooler", "mlm", "nsp"
     PREFIX = "bert."                # of the published names, in a file that holds heads too
@@ -284,7 +284,7 @@ class Model(Module):
         inputs = self.pack(*given, **more)
         parts = [inputs] if autograd.recording() else inputs.pieces()
         x = ops.concat(*[self.encode(part) for part in parts])          # [T, H]
-        return Output(self, x, inputs, choices)
+        return self.Output(self, x, inputs, choices)
 
     def bare(self):
         """Is there no head for pre-training?"""
@@ -320,7 +320,8 @@ HF_REFUSED = dict(is_decoder=False, add_cross_attention=False, position_embeddin
 # One array each, under two names.
 HF_TIED = {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
            "cls.predictions.decoder.bias": "cls.predictions.bias"}
-HF_IGNORED = r"bert\.embeddings\.position_ids"      # 0, 1, 2, ... in old files
+# 0, 1, 2, ... in old files; what TinyBERT was distilled through (tinybert.py has it).
+HF_IGNORED = r"bert\.embeddings\.position_ids|(bert\.)?fit_dense\..*"
 
 
 # ---- the objective
