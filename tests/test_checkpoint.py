@@ -258,6 +258,39 @@ def test_a_promised_head_that_the_file_lacks_is_new_and_a_warning_says_so(left_o
     assert (model.nsp.pooler is model.pooler) and (model.mlm.word is model.embeddings.word)
 
 
+@pytest.mark.parametrize("model, head", [("structbert", "nsp"), ("ernie2", "order"),
+                                         ("ernie", "dialogue")])
+def test_a_head_that_stands_on_the_pooler_brings_it(model, head, tmp_path):
+    from tinybert_family import checkpoint
+    module = checkpoint.variant(model, "test")
+    tbf.save(module.Model(module.SIZES["smoke"], Init(0), ()), tmp_path)
+    with pytest.warns(UserWarning, match=f"no pooler and no {head} head; freshly"):
+        found = tbf.load(tmp_path, head=head)
+    assert found.pooler is not None and getattr(found, head).pooler is found.pooler
+
+
+def test_a_question_has_two_scores_whatever_the_labels(tmp_path):
+    """transformers reads their number from the labels."""
+    folder = write(tmp_path / "a", single(), num_labels=5)
+    with pytest.warns(UserWarning, match="no question head"):
+        model = tbf.load(folder, head="question")
+    tbf.save(model, tmp_path / "b")
+    settings = files.read_json(tmp_path / "b" / "config.json")
+    assert settings["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+    assert settings["label2id"] == {"LABEL_0": 0, "LABEL_1": 1}
+    assert tbf.load(tmp_path / "b")([[1, 2, 3]]).end_logits.shape == (1, 3)
+
+
+def test_candidates_must_come_in_three_axes(tmp_path):
+    folder = write(tmp_path, single(), architectures=["BertForPreTraining"])
+    with pytest.warns(UserWarning):
+        model = tbf.load(folder, head="choice")
+    assert model(np.ones((2, 3, 4), int)).logits.shape == (2, 3)
+    for bad in [[1, 2]], [[[1, 2], [3]]], np.ones((2, 0, 4), int), 5:
+        refused("input_ids: ", model, bad)
+    refused("attention_mask: the candidates have different lengths", model, [[[1, 2]]], [[[1], []]])
+
+
 @pytest.mark.parametrize("head, shape", [("sequence", (2, 5)), ("token", (2, 3, 5)),
                                          ("question", (2, 3, 2)), ("choice", (1, 2))])
 def test_a_head_for_a_task_stands_on_what_was_pretrained(head, shape, tmp_path):
@@ -273,7 +306,8 @@ def test_a_head_for_a_task_stands_on_what_was_pretrained(head, shape, tmp_path):
     assert model.mlm is None and (model.pooler is None) == (head in ("token", "question"))
     tbf.save(model, tmp_path / "b")
     again = tbf.load(tmp_path / "b")
-    assert same(parameters(model), parameters(again)) and again.config.labels == 5
+    assert same(parameters(model), parameters(again))
+    assert again.config.labels == (2 if head == "question" else 5)
     refused("head: 'sentence', but this model knows pooler, mlm", tbf.load, folder, np.float32,
             "sentence")
 

@@ -233,18 +233,21 @@ def settings_of(model):
     if "init" in module.HF_CONFIG:
         values[module.HF_CONFIG["init"]] = model.config.init or 0.02
     loaded = dict(getattr(model, "settings", {"pad_token_id": 0}))
-    if model.config.labels != labels_in(loaded, "config"):
-        names = {str(i): f"LABEL_{i}" for i in range(model.config.labels)}
+    name = architecture(model)
+    # A question's two scores are labels, too, for transformers.
+    labels = 2 if name.endswith("ForQuestionAnswering") else model.config.labels
+    if labels != labels_in(loaded, "config"):
+        names = {str(i): f"LABEL_{i}" for i in range(labels)}
         loaded |= {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
     if hasattr(module, "to_published"):
         values = module.to_published(model.config, values)
     kind = loaded.get("model_type")
     own = {"model_type": kind if kind in module.HF_TYPES else module.HF_TYPES[0],
-           "architectures": [architecture(model)], "dtype": str(model.embeddings.word.dtype)}
+           "architectures": [name], "dtype": str(model.embeddings.word.dtype)}
     loaded.pop(SIGNATURE, None)
-    name = module.__name__.split(".")[-1]
-    if TYPES.get(own["model_type"]) != name:
-        own[SIGNATURE] = name
+    ours = module.__name__.split(".")[-1]
+    if TYPES.get(own["model_type"]) != ours:
+        own[SIGNATURE] = ours
     return {**loaded, **values, **own}
 
 
@@ -342,7 +345,7 @@ def heads_for(module, head):
     if head not in module.Model.HEADS:
         raise Error(f"head: {head!r}, but this model knows {', '.join(module.Model.HEADS)}")
     fits = [has for has in module.HF_CLASSES.values() if head in has]
-    return min(fits, key=len, default=(head,))
+    return min(fits, key=len, default=(*module.Model.HEADS[head].NEEDS, head))
 
 
 def fill(model, arrays, renamed, path, dtype, fresh=()):

@@ -281,6 +281,7 @@ class Model(Module):
         choices = None
         if self.choice is not None:
             *given, choices = padded.side_by_side(*given)
+            more = {name: padded.flat(name, x) for name, x in more.items()}
         inputs = self.pack(*given, **more)
         parts = [inputs] if autograd.recording() else inputs.pieces()
         x = ops.concat(*[self.encode(part) for part in parts])          # [T, H]

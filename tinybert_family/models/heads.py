@@ -13,6 +13,7 @@ from ..error import Error
 
 class Head(Module):
     """One answer for every token.  [T, H] -> [T, labels]"""
+    NEEDS = ()                                              # heads that it stands on
 
     def select(self, x, inputs):
         return x
@@ -43,6 +44,7 @@ class Pooler(Summary):
 
 class NextSentence(Summary):
     """0: the second passage follows the first. 1: it does not."""
+    NEEDS = "pooler",
     CLASSES = 2
 
     def __init__(self, c, init, model):

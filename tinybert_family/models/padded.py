@@ -122,14 +122,21 @@ def without_holes(mask):
                     "this model counts distances; padding must stand at the ends")
 
 
-def side_by_side(input_ids, *others):
+def side_by_side(input_ids, attention_mask, token_type_ids):
     """Candidates [B, C, S] as a batch of B * C sequences; and C."""
-    try:
-        ids = np.asarray(input_ids)
-    except ValueError:
-        ids = None
-    if ids is None or ids.ndim != 3 or 0 in ids.shape[:2]:
+    ids = flat("input_ids", input_ids)
+    shape = np.shape(input_ids)
+    if len(shape) != 3 or 0 in shape[:2]:
         raise Error("input_ids: a model that chooses wants three axes [batch, candidates, tokens], "
                     "padded to one length")
-    flat = [None if x is None else np.reshape(x, (-1, np.shape(x)[-1])) for x in others]
-    return ids.reshape(-1, ids.shape[2]), *flat, ids.shape[1]
+    mask, types = flat("attention_mask", attention_mask), flat("token_type_ids", token_type_ids)
+    return ids, mask, types, shape[1]
+
+
+def flat(name, x):
+    """[B, C, S] -> [B * C, S]; what has fewer axes stays as it is."""
+    try:
+        *outer, last = np.shape(x) or (0,)
+    except ValueError:
+        raise Error(f"{name}: the candidates have different lengths; pad them to one") from None
+    return np.reshape(x, (int(np.prod(outer)), last)) if outer else x
