@@ -540,6 +540,30 @@ def test_a_linear_without_bias_gives_its_rows_too():
     np.testing.assert_allclose(linear.rows(x, 1, 4).data, linear(x).data[:, 1:4], rtol=1e-14)
 
 
+def test_a_norm_may_go_without_a_shift():
+    plain, full = nn.Norm(nn.Init(0), 4, 1e-5, shift=False), nn.Norm(nn.Init(0), 4, 1e-5)
+    assert plain.bias is None and list(plain.named()) == ["weight"]
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    assert np.array_equal(plain(Tensor(x)).data, full(Tensor(x)).data)
+
+
+def test_a_norm_that_is_none_scales_and_shifts():
+    norm = nn.NoNorm(nn.Init(0, dtype=np.float64), 3)
+    assert list(norm.named()) == ["weight", "bias"]
+    rng = np.random.default_rng(0)
+    norm.weight.data[:], norm.bias.data[:] = rng.standard_normal((2, 3))
+    x, residual = rng.standard_normal((2, 200, 3))
+    bias = np.array([1.0, 2.0, 3.0])
+    y = norm(Tensor(x), residual=Tensor(residual), bias=Tensor(bias), p=0.5).data
+    np.testing.assert_allclose(y, norm.weight.data * (residual + x + bias) + norm.bias.data)
+    with philox.at(1, 2):
+        z = norm(Tensor(x), residual=Tensor(residual), bias=Tensor(bias), p=0.5).data
+    kept = (z - norm.bias.data) / norm.weight.data - residual
+    dropped = abs(kept) < 1e-9
+    assert 0.4 < dropped.mean() < 0.6
+    np.testing.assert_allclose(kept[~dropped], (2 * (x + bias))[~dropped])
+
+
 # ---- which library: read from the text
 
 def tree(name):
@@ -555,7 +579,8 @@ def names_in(name):
     return used | imported | {getattr(n, "module", None) for n in imports}
 
 
-@pytest.mark.parametrize("name", ["ops", "attention", "fused", "philox", "autograd"])
+@pytest.mark.parametrize("name", [
+    "ops", "tiles", "distances", "attention", "fused", "philox", "autograd"])
 def test_the_text_of_ops_names_neither_library(name):
     assert not names_in(name) & {"np", "numpy", "cupy"}
 
@@ -568,7 +593,8 @@ def test_only_backend_imports_cupy():
 def asked_of_xp():
     """Every dotted name that begins with xp, without it."""
     found = set()
-    for name in "ops", "attention", "fused", "philox", "autograd", "optim", "backend":
+    texts = "ops tiles distances attention fused philox autograd optim backend"
+    for name in texts.split():
         for node in ast.walk(tree(name)):
             path = []
             while isinstance(node, ast.Attribute):

@@ -108,6 +108,42 @@ def test_gelu_of_a_sum():
         same(partial(fused.gelu, form=form), theirs, 3 * normal(50, 7), normal(7))
 
 
+def test_relu_of_a_sum():
+    same(fused.relu, lambda x, b: torch.relu(x + b), normal(50, 7), normal(7))
+
+
+@pytest.mark.parametrize("form, name", [("erf", "none"), ("tanh", "tanh")])
+def test_geglu(form, name):
+    def theirs(x):
+        a, b = x.chunk(2, 1)
+        return F.gelu(a, approximate=name) * b
+
+    same(partial(fused.geglu, form=form), theirs, normal(50, 14))
+
+
+@pytest.mark.parametrize("columns", [None, 8, 16])
+def test_rotary_positions(columns):
+    """As in Hugging Face's rotate_half: x cos + (-second half, first half) sin."""
+    angle = normal(6, 2)
+
+    def theirs(x):
+        cos, sin = (torch.tensor(f(angle)).tile(2)[:, None] for f in (np.cos, np.sin))
+        turned, rest = x[:, :columns].reshape(6, -1, 4), x[:, columns or 24:]
+        a, b = turned.chunk(2, 2)
+        turned = turned * cos + torch.cat([-b, a], 2) * sin
+        return torch.cat([turned.flatten(1), rest], 1)
+
+    ours = partial(fused.rope, cos=np.cos(angle), sin=np.sin(angle), heads=2, columns=columns)
+    same(ours, theirs, normal(6, 24))
+
+
+def test_affine():
+    def theirs(x, gain, shift, residual, bias):
+        return gain * (residual + x + bias) + shift
+
+    same(fused.affine, theirs, *(normal(*shape) for shape in ((6, 8), (8,), (8,), (6, 8), (8,))))
+
+
 @pytest.mark.parametrize("eps", [1e-12, 1e-5])
 def test_layer_norm(eps):
     def theirs(x, gain, shift, residual=0, bias=0):
@@ -116,6 +152,8 @@ def test_layer_norm(eps):
     shapes = (6, 8), (8,), (8,), (6, 8), (8,)       # x, gain, shift, residual, bias
     arrays = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
     same(partial(fused.norm, eps=eps), theirs, *arrays[:3])
+    unshifted = partial(F.layer_norm, normalized_shape=(8,), bias=None, eps=eps)
+    same(partial(fused.norm, eps=eps), lambda x, gain: unshifted(x, weight=gain), *arrays[:2])
     same(partial(fused.norm, eps=eps), theirs, *arrays)
 
 

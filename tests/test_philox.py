@@ -84,6 +84,14 @@ def test_a_large_draw_is_made_in_chunks_that_do_not_show():
 KEYS = [Key(0, 0), Key(1, 0), Key(0, 1), Key(0, 0, 1), Key(0, 0, 0, 1), Key(2**32 - 1, 10**6, 3, 9)]
 
 
+@pytest.mark.parametrize("first", [0, 1, 15, 16, 17, 40, 64])
+@pytest.mark.parametrize("columns", [0, 1, 16, 33])
+def test_columns_may_begin_anywhere(first, columns):
+    """As a window over a long sequence has them: its draws are those of the whole."""
+    whole = draw(np, Key(5, 6, 7, 8), 40, first + columns)
+    assert np.array_equal(whole[:, first:], draw(np, Key(5, 6, 7, 8), 40, columns, first))
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_draws_are_uniform(key):
     counts = np.bincount(draw(np, key, 512, 512).ravel(), minlength=256)

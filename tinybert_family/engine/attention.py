@@ -2,7 +2,8 @@
 
 tiles.py says which queries look at which keys, as a list of dense pieces; the ops of this file
 compute one piece after the other by matrix products. In the comments a tile has n sequences of
-equal shape, in each of which r queries look at c keys, by A heads of size D.
+equal shape, in each of which r queries look at c keys, by A heads of size D (all
+heads, or a part of them).
 
 Two ops share one way to the scores and one way back, `Scores`: `attention` goes on to the softmax
 and the values, `scores` stops there. Read `attention` and its gradient first.
@@ -36,16 +37,19 @@ def inputs(qkv, q):
 class Scores:
     """The way from queries, keys and tables to the scores of a tile, and the way back."""
 
-    def __init__(self, xp, arrays, cuts, heads=1, rows=None, reach=None, scale=None,
-                 buckets=None):
+    def __init__(self, xp, arrays, cuts, heads=1, rows=None,
+                 reach=None, scale=None, buckets=None):
         self.xp, self.heads, self.rows, self.reach = xp, heads, rows, reach
         self.qkv, self.q, keys_at, queries_at = arrays
         self.queries, self.keys, self.values = inputs(self.qkv, self.q)     # [R, H], [T, H], [T, H]
         self.scale = scale or (heads / self.keys.shape[1]) ** 0.5
-        self.longest = int((cuts[1:] - cuts[:-1]).max()) if len(cuts) > 1 else 0
+        lengths = cuts[1:] - cuts[:-1]
+        self.longest = int(lengths.max()) if len(lengths) else 0
         self.keys_at = self.queries_at = None
         if keys_at is not None:
-            self.keys_at = Distances(xp, keys_at, buckets[::-1], self.longest, heads)
+            # From the query on, the distance i - j falls as the key's place j grows.
+            falling = buckets[::-1]
+            self.keys_at = Distances(xp, keys_at, falling, self.longest, heads)
         if queries_at is not None:
             self.queries_at = Distances(xp, queries_at, buckets, self.longest, heads, True)
         # Sequences of equal shape share a tile where also their distances are equal.
@@ -59,16 +63,24 @@ class Scores:
         K, = by_head(tile, tile.k, self.heads, self.keys)                   # [n, A, c, D]
         Q = Q * self.scale
         s = xp.matmul(Q, turned(K))
-        if self.keys_at or self.queries_at:
-            i, j = places(tile, self.rows)
-            if self.keys_at:
-                self.keys_at.add(s, Q, i, j)
-            if self.queries_at:
-                self.queries_at.add(s, K * self.scale, j, i)
+        for table, X, a, b in self.meetings(tile, Q, K):
+            if X is K:
+                X = K * self.scale                                          # Q has been scaled
+            table.add(s, X, a, b, tile.heads)
         far = out_of_reach(xp, tile, self.rows, self.reach)
         if far is not None:
             xp.copyto(s, beyond, where=far)
         return s
+
+    def meetings(self, tile, Q, K):
+        """Queries meet keys_at, and keys queries_at: (the table, what meets it, the places of that,
+        the places of the others)."""
+        if self.keys_at or self.queries_at:
+            i, j = places(tile, self.rows)
+        if self.keys_at:
+            yield self.keys_at, Q, i, j
+        if self.queries_at:
+            yield self.queries_at, K, j, i
 
     def start_back(self, dtype):
         """Arrays for the gradients, and their columns."""
@@ -92,12 +104,8 @@ class Scores:
         K, dK = by_head(tile, tile.k, self.heads, self.keys, self.dkeys)
         self.xp.matmul(ds, K, out=dQ)
         accumulate(self.xp, tile, turned(ds), Q, dK)
-        if self.keys_at or self.queries_at:
-            i, j = places(tile, self.rows)
-            if self.keys_at:
-                self.keys_at.back(ds, Q, dQ, i, j)
-            if self.queries_at:
-                self.queries_at.back(ds, K, dK, j, i)
+        for table, (X, dX), a, b in self.meetings(tile, (Q, dQ), (K, dK)):
+            table.back(ds, X, dX, a, b, tile.heads)
 
     def gradients(self):
         """Of qkv, q, keys_at and queries_at."""
@@ -116,7 +124,8 @@ def accumulate(xp, tile, a, b, out):
 # ---- attention
 
 @op
-def attention(xp, qkv, q=None, keys_at=None, queries_at=None, p=0.0, key=None, saving=True, **how):
+def attention(xp, qkv, q=None, keys_at=None, queries_at=None,
+              p=0.0, key=None, saving=True, **how):
     """softmax(scores) v within each sequence, dropout on the probabilities.
 
     qkv [T, 3H]; or [k|v] alone in qkv [T, 2H], and q [R, H] for the tokens `rows`. keys_at and
@@ -134,12 +143,14 @@ def attention(xp, qkv, q=None, keys_at=None, queries_at=None, p=0.0, key=None, s
         keep, factor = dropout_mask(xp, tile, scores.heads, p, key)
         V, = by_head(tile, tile.k, scores.heads, scores.values)             # [n, A, c, D]
         Y, = by_head(tile, tile.q, scores.heads, y)                         # [n, A, r, D]
-        mixed = (e if keep is None else e * keep) @ V
+        dropped = e if keep is None else e * keep
+        mixed = dropped @ V
         xp.divide(mixed, (total / factor)[..., None], out=Y)
         if saving:
             # Of long rows their peaks and totals are kept: two numbers instead of c.
-            large = (None, None) if tile.c > KEPT else (e, keep)
-            kept.append((tile, peak, total, *large))
+            if tile.c > KEPT:
+                e = keep = None
+            kept.append((tile, peak, total, e, keep))
     return y, (qkv, q, keys_at, queries_at, y, kept)
 
 
@@ -177,7 +188,8 @@ def _(xp, saved, dy, p=0.0, key=None, **how):
         along = (g * Y).sum(-1, keepdims=True)                              # <g, Y>: [n, A, r, 1]
         if keep is not None:
             g *= philox.scale(p)
-        accumulate(xp, tile, turned(e if keep is None else e * keep), g, dV)
+        dropped = e if keep is None else e * keep
+        accumulate(xp, tile, turned(dropped), g, dV)
         g *= scores.scale
         ds = g @ turned(V)                                                  # [n, A, r, c]
         if keep is not None:
@@ -200,7 +212,8 @@ def scores(xp, qkv, q=None, keys_at=None, queries_at=None, fill=None, **how):
     arrays = qkv, q, keys_at, queries_at
     found = Scores(xp, arrays, **how)
     fill = -xp.inf if fill is None else fill
-    y = xp.full((len(found.queries), found.heads, found.longest), fill, qkv.dtype)
+    shape = len(found.queries), found.heads, found.longest
+    y = xp.full(shape, fill, qkv.dtype)
     for tile in found.tiles:
         columns(y, tile)[...] = found.of(tile, fill)
     return y, arrays
@@ -223,5 +236,5 @@ def _(xp, arrays, dy, fill=None, **how):
 def columns(y, tile):
     """A tile's part of y [R, A, P], as [n, A, r, c]."""
     first = tile.k.start - tile.start
-    part = y[tile.q, :, first:first + tile.c]
+    part = y[tile.q, tile.heads, first:first + tile.c]
     return part.reshape(tile.n, tile.r, *part.shape[1:]).swapaxes(1, 2)

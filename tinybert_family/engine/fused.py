@@ -171,9 +171,11 @@ def _(xp, factors, dy, form="erf"):
 @op
 def relu(xp, x, bias=None):
     """max(x + bias, 0). Where y is positive the slope is 1, elsewhere 0: y itself says which."""
-    y = xp.maximum(x, 0) if bias is None else x + bias
-    if bias is not None:
-        xp.maximum(y, 0, out=y)
+    if bias is None:
+        y = xp.maximum(x, 0)
+    else:
+        y = xp.maximum(x, -bias)            # the same, and faster than a maximum with one number
+        y += bias
     return y, (y, bias is not None)
 
 
@@ -263,9 +265,10 @@ def affine(xp, x, gain, shift, residual=None, bias=None, saving=True):
     sums = xp.empty_like(y) if saving else y
     for r in row_blocks(x):
         h = sums[r]
-        h[...] = x[r]
-        if residual is not None:
-            h += residual[r]
+        if residual is None:
+            h[...] = x[r]
+        else:
+            xp.add(x[r], residual[r], out=h)
         if bias is not None:
             h += bias
         xp.multiply(h, gain, out=y[r])

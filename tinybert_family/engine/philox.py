@@ -41,15 +41,16 @@ class Key:
     site: int = 0
 
 
-def draw(xp, key, rows, columns):
-    """uint8 draws [rows, columns]; `rows` numbers the rows (or counts them).
+def draw(xp, key, rows, columns, first=0):
+    """uint8 draws [rows, columns]; `rows` numbers the rows (or counts them), `first` the columns.
 
     Row r, column c is byte c % 16 of block (c // 16, r), whatever else is drawn with it: a kernel
     that works on some rows finds its own.
     """
     rows = xp.arange(rows, dtype=xp.uint64) if isinstance(rows, int) else rows.astype(xp.uint64)
-    blocks = -(-columns // BLOCK)
-    block = xp.arange(blocks, dtype=xp.uint64)
+    skipped = first // BLOCK
+    blocks = -(-(first + columns) // BLOCK) - skipped
+    block = xp.arange(skipped, skipped + blocks, dtype=xp.uint64)
     words = xp.empty((len(rows), blocks, 4), xp.uint32)
     step = max(1, CHUNK // max(1, blocks))
     for lo in range(0, len(rows), step):
@@ -59,7 +60,8 @@ def draw(xp, key, rows, columns):
         scrambled = philox(xp, (*counter, key.part, key.site), (key.seed & LOW, key.step & LOW))
         for i, word in enumerate(scrambled):
             words[lo:lo + step, :, i] = word
-    return words.view(xp.uint8).reshape(len(rows), blocks * BLOCK)[:, :columns]
+    first -= skipped * BLOCK
+    return words.view(xp.uint8).reshape(len(rows), blocks * BLOCK)[:, first:first + columns]
 
 
 def threshold(p):

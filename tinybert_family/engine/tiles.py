@@ -6,7 +6,7 @@ just blocks along the diagonal are wanted. `tiles` lists these blocks. Nothing i
 padding has to be masked.
 
     short sequences      neighbours of one shape share a tile: fewer, larger matrix products
-    long sequences       are cut into some queries each, so that no tile outgrows the memory
+    long sequences       are cut into some heads each, then some queries, lest a tile grow too large
     a reach              some queries each, and just the keys between the first and last they reach
 """
 from bisect import bisect_left
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import philox
 
 TOGETHER = 96 * 1024                        # scores of a shared tile: so many stay in the cache
-LARGEST = 4 * 1024 * 1024                   # scores of any tile, where a row of them is not longer
+LARGEST = 1024 * 1024                       # scores of any tile, unless a single row is longer
 
 
 class Tile(NamedTuple):
@@ -25,6 +25,7 @@ class Tile(NamedTuple):
     n: int
     r: int
     c: int
+    heads: slice                            # of these heads
     start: int                              # the token that its (first) sequence begins with
     alone: bool                             # nobody else looks at its keys
 
@@ -52,7 +53,7 @@ def fit_together(before, tile, limit):
     """Are these neighbours of one shape (batches are sorted by length), and not too large?"""
     if before.q.stop != tile.q.start or before.k.stop != tile.k.start:
         return False
-    alike = before.r == tile.r and before.c == tile.c and before.alone and tile.alone
+    alike = before[3:6] == tile[3:6] and before.alone and tile.alone    # r, c, heads
     return alike and (before.n + 1) * tile.r * tile.c <= limit
 
 
@@ -66,30 +67,45 @@ def tiles_of_one(lo, hi, heads, rows, reach):
     if reach is not None and length > 2 * max(reach, 32):
         stretch = max(reach, 32)
         keys = min(length, stretch + 2 * reach)
-    stretch = max(1, min(stretch, LARGEST // max(1, heads * keys)))
-    count = -(-length // stretch)
-    stretch = -(-length // max(1, count))                           # all nearly equal
-    for first in range(lo, hi, max(1, stretch)):
-        last = min(first + stretch, hi) - 1
-        a, b = first, last + 1                                      # the queries' rows
-        if rows is not None:
-            a, b = bisect_left(rows, a), bisect_left(rows, b)
-            if a == b:
-                continue
-            first, last = rows[a], rows[b - 1]
-        low, high = lo, hi
-        if reach is not None:
-            low, high = max(lo, first - reach), min(hi, last + reach + 1)
-        yield Tile(slice(a, b), slice(low, high), 1, b - a, high - low, lo, count == 1)
+    asked = length if rows is None else bisect_left(rows, hi) - bisect_left(rows, lo)
+    queries = min(stretch, asked)                                   # of a tile, at most
+    if not queries:
+        return
+    # Few heads and many queries make larger products than many heads and few queries.
+    group = share_of(heads, LARGEST // (queries * keys))
+    if group * queries * keys > LARGEST:
+        stretch = LARGEST // (group * keys)
+    stretch = share_of(length, stretch)
+    for head in range(0, heads, group):
+        some = slice(head, min(head + group, heads))
+        for first in range(lo, hi, stretch):
+            last = min(first + stretch, hi) - 1
+            a, b = first, last + 1                                  # the queries' rows
+            if rows is not None:
+                a, b = bisect_left(rows, a), bisect_left(rows, b)
+                if a == b:
+                    continue
+                first, last = rows[a], rows[b - 1]
+            low, high = lo, hi
+            if reach is not None:
+                low, high = max(lo, first - reach), min(hi, last + reach + 1)
+            q, k = slice(a, b), slice(low, high)
+            yield Tile(q, k, 1, b - a, high - low, some, lo, stretch >= length)
+
+
+def share_of(count, most):
+    """How many at a time, if that are at most so many (and one) and nearly the same each time."""
+    times = -(-count // max(1, most))
+    return -(-count // times)
 
 
 # ---- what a tile sees of the arrays
 
 def by_head(tile, rows, heads, *arrays):
-    """These rows of the arrays, head by head: [n*S, A*D] -> [n, A, S, D], views all of them."""
+    """A tile's heads of these rows of the arrays: [n*S, H] -> [n, A, S, D], views all of them."""
     size = arrays[0].shape[1] // heads
     apart = [x[rows].reshape(tile.n, -1, heads, size) for x in arrays]
-    return [x.swapaxes(1, 2) for x in apart]
+    return [x.swapaxes(1, 2)[:, tile.heads] for x in apart]
 
 
 def turned(x):
@@ -100,7 +116,7 @@ class Places(NamedTuple):
     """Where the queries or the keys of a tile stand in their sequence."""
     first: int
     last: int
-    each: object = None                     # an array; None where they are first, first + 1, ..., last
+    each: object = None                     # an array; None: first, first + 1, ..., last
 
     def array(self, xp):
         return xp.arange(self.first, self.last + 1) if self.each is None else self.each
@@ -135,8 +151,8 @@ def dropout_mask(xp, tile, heads, p, key):
     if key is None or not threshold:
         return None, 1.0
     first = tile.k.start - tile.start
-    numbers = xp.arange(tile.q.start * heads, tile.q.stop * heads)
-    draws = philox.draw(xp, key, numbers, first + tile.c)
-    keep = draws[:, first:] >= threshold                            # [n*r*A, c]
-    keep = keep.reshape(tile.n, tile.r, heads, tile.c)
+    numbers = xp.arange(tile.q.start * heads, tile.q.stop * heads).reshape(-1, heads)
+    numbers = numbers[:, tile.heads].reshape(-1)                    # [n*r*A]
+    keep = philox.draw(xp, key, numbers, tile.c, first) >= threshold    # [n*r*A, c]
+    keep = keep.reshape(tile.n, tile.r, -1, tile.c)
     return keep.swapaxes(1, 2), philox.scale(p)                     # [n, A, r, c]
