@@ -3,17 +3,22 @@
     python bench.py                   our own numbers, and the share of the floor reached
     python bench.py --peers           beside transformers on torch, and the tokenizers library
     python bench.py --section step --size tiny --peers --json numbers.json
+    python bench.py --section infer --size base --model all --peers
+    python bench.py --section family  every model beside BERT, and beside what its paper says
 
-The floor of a step is the time of its matrix products alone, in arrays that are there already, at
-the rate measured in the same run: no engine on this BLAS goes below. A ratio above 1 means that we
-are faster. Both sides get the same configuration and the same tokens, in one process, in turns;
-padding does not count as tokens. Numbers are medians; +- is half the interquartile range of the
-ratio. On one thread, time is CPU time, which survives a busy machine; with --threads all it is wall
-time, which wants a quiet one. MB is a side's peak in a process of its own, above what its imports
-take; the peer's padded arrays take the same whatever the lengths.
+The floor of a step is the time of its matrix products alone (a real step tells which), in arrays
+that are there already, at the rate measured in the same run: no engine on this BLAS goes below. A
+ratio above 1 means that we are faster; in the section family, that a model is faster than BERT.
+Both sides get the same configuration and the same tokens, in one process, in turns; padding does
+not count as tokens. transformers attends as it does by default, with SDPA where a class can.
+Numbers are medians; +- is half the interquartile range of the ratio. On one thread, time is CPU
+time, which survives a busy machine; with --threads all it is wall time, which wants a quiet one. MB
+is a side's peak in a process of its own, above what its imports take; the peer's padded arrays take
+the same whatever the lengths.
 
-What is slow: small and base with --peers (half a minute to a minute a line), and torch.compile,
-which has --compile-seconds in all and finds in the next run what it compiled in this one.
+What is slow: small and base with --peers (half a minute to a minute a line), long inputs in the
+section family, and torch.compile, which has --compile-seconds in all and finds in the next run what
+it compiled in this one. What was measured before Ctrl-C is written to --json.
 
 NOTES on what was tried and did not pay (two shared cores, November 2026):
 - glibc's malloc told to keep what is freed (mallopt): nothing for us, and the peer gains by it
@@ -30,8 +35,10 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import contextlib
 import functools
+import inspect
 import itertools
 import json
+import math
 import platform
 import re
 import signal
@@ -39,7 +46,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
@@ -50,29 +56,29 @@ from typing import NamedTuple
 import numpy as np
 
 from tinybert_family import Error, checkpoint
-from tinybert_family.engine.autograd import no_grad
+from tinybert_family.engine.autograd import OPS, no_grad
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
 from tinybert_family.files import write_atomically
-from tinybert_family.models.padded import Packed
 from tinybert_family.text import corpus, toy
 from tinybert_family.text.wordpiece import WordPiece
 from train import Parser, Workers
 
 
 class Work(NamedTuple):
-    """What a size of model is given to do. micro: tokens in one of our micro-batches, the best of
-    256 to 4,096 where they were tried; two cores halve it where there would be one alone."""
-    vocab: int
+    """What a size of model is given to do. vocab: in place of the model's own. micro: tokens in one
+    of our micro-batches, the best of 256 to 4,096 where they were tried; two cores halve it where
+    there would be one alone."""
+    vocab: int | None
     seq: int
     batch: int
     micro: int
 
 
-SECTIONS = "step", "infer", "text"
+SECTIONS = "step", "infer", "text", "family"
 SIZES = dict(smoke=Work(2048, 32, 6, 64), tiny=Work(8192, 128, 32, 2048),
              mini=Work(8192, 128, 16, 2048), small=Work(8192, 128, 16, 2048),
-             base=Work(30522, 128, 4, 2048))
+             base=Work(None, 128, 4, 2048))
 LENGTHS = "full", "ragged"
 DROPOUTS = 0.1, 0.0
 ROUNDS, PATIENCE = 2, 8         # a line ends early after so many seconds, but not before 2 rounds
@@ -87,8 +93,10 @@ def read_command(argv):
     add = parser.add_argument
     add("--section", nargs="+", action="extend", choices=SECTIONS, help="default: all of them")
     add("--peers", action="store_true", help="measure the libraries people use now beside us")
-    add("--size", nargs="+", action="extend", choices=list(SIZES), help="default: all but smoke")
-    add("--model", choices=checkpoint.MODELS, default="bert")
+    add("--size", nargs="+", action="extend", help="default: tiny, mini, small and base, where a "
+        "model has them; the section family has base, or smoke if that is asked for")
+    add("--model", nargs="+", action="extend", choices=[*checkpoint.MODELS, "all"],
+        help="in the sections step and infer (default bert); the section family has all of them")
     add("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
     add("--dropout", nargs="+", type=float, choices=DROPOUTS, default=DROPOUTS, help="in training")
     add("--threads", choices=["1", "all"], default="1", help="1: CPU time; all: wall time")
@@ -100,7 +108,9 @@ def read_command(argv):
     add("--alone", choices=["ours", "transformers"],
         help="one side of the first line in this process: its memory and time, as JSON")
     args = parser.read(argv)
-    args.section, args.size = args.section or SECTIONS, args.size or list(SIZES)[1:]
+    args.section, args.model = args.section or SECTIONS, args.model or ["bert"]
+    if "all" in args.model:
+        args.model = checkpoint.MODELS
     for name in "repeats", "micro":
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Error(f"--{name} {getattr(args, name)}: it must be at least 1")
@@ -109,7 +119,22 @@ def read_command(argv):
     args.cores = 1 if args.threads == "1" else cores()
     args.clock = time.process_time if args.threads == "1" else time.perf_counter
     args.notes = []
+    args.lines = lines_of(args)
     return args
+
+
+def lines_of(args):
+    """[(model, size)] of the sections step and infer."""
+    has = {name: checkpoint.variant(name, "--model").SIZES for name in args.model}
+    for size in args.size or ():
+        without = [name for name in has if size not in has[name]]
+        if len(without) == len(has):
+            known = ", ".join(dict.fromkeys(itertools.chain(*has.values())))
+            raise Error(f"--size {size}: there is no such size; these are: {known}")
+        if without:
+            args.notes.append(f"no size {size}: {', '.join(without)}")
+    sizes = args.size or list(SIZES)[1:]
+    return [(name, size) for name in has for size in sizes if size in has[name]]
 
 
 def cores():
@@ -124,12 +149,14 @@ class Batch(NamedTuple):
     labels: np.ndarray          # [B, S] the hidden tokens, IGNORED elsewhere
 
 
-def setting(args, size, dropout):
-    """(the model's file, its Config, {lengths: Batch})"""
-    module, work = checkpoint.variant(args.model, "--model"), SIZES[size]
-    config = replace(module.SIZES[size], vocab=work.vocab, init=0.02, dropout=dropout,
+def setting(model, size, dropout=0.0):
+    """(the model's file, its Config, its Work)"""
+    module, work = checkpoint.variant(model, "--model"), SIZES.get(size, SIZES["base"])
+    config = module.SIZES[size]
+    work = work._replace(vocab=work.vocab or config.vocab)
+    config = replace(config, vocab=work.vocab, init=0.02, dropout=dropout,
                      attention_dropout=dropout)
-    return module, config, {name: make_batch(work, name) for name in args.lengths}
+    return module, config, work
 
 
 def make_batch(work, lengths, seed=0):
@@ -152,7 +179,7 @@ def sequence_lengths(work, lengths, rng):
     return rng.permutation(drawn.clip(8, work.seq))
 
 
-def micro_batches(batch, tokens, threads):
+def micro_batches(model, batch, tokens, threads):
     """The batch without padding, in parts of about `tokens` tokens, neighbours in length together;
     as many parts as threads can share evenly."""
     lengths = batch.mask.sum(1)
@@ -160,16 +187,14 @@ def micro_batches(batch, tokens, threads):
     parts = -(-max(1, round(lengths.sum() / tokens)) // threads) * threads
     before = np.cumsum(lengths[order]) - lengths[order]
     shares = before * parts // lengths.sum()
-    return [packed(batch, order[shares == i]) for i in np.unique(shares)]
+    return [packed(model, batch, order[shares == i]) for i in np.unique(shares)]
 
 
-def packed(batch, rows):
-    row, column = np.nonzero(batch.mask[rows])
-    ids, labels = batch.ids[rows[row], column], batch.labels[rows[row], column]     # [T]
+def packed(model, batch, rows):
+    inputs = model.pack(batch.ids[rows], batch.mask[rows], None)
+    labels = batch.labels[rows].reshape(-1)[inputs.index]                           # [T]
     asked = np.flatnonzero(labels != IGNORED)
-    cuts = np.concatenate([[0], np.cumsum(batch.mask[rows].sum(1))])
-    return dict(ids=ids, types=np.zeros_like(ids), positions=column, cuts=cuts, asked=asked,
-                labels=labels[asked])
+    return dict(inputs=inputs, asked=asked, labels=labels[asked])
 
 
 # ---- our side: the loop of train.py minus everything
@@ -183,29 +208,36 @@ class MaskedWords:
 
     @staticmethod
     def loss(model, b, count):
-        inputs = Packed(b["ids"], b["types"], b["positions"], b["cuts"])
-        x = model.encode(inputs, b["asked"])                                            # [K, H]
+        x = model.encode(b["inputs"], b["asked"])                                       # [K, H]
         return dict(mlm_loss=model.mlm.loss(x, b["labels"], np.full(len(x), 1 / count, x.dtype)))
 
 
 class Ours:
     """Our model, and what a training step or an inference on a batch is."""
 
-    def __init__(self, args, module, config, train):
-        self.args, self.training = args, train
-        self.model = module.Model(config, Init(0, config.init), ("mlm",) if train else ())
+    def __init__(self, args, module, config, work, train):
+        self.args, self.work, self.training = args, work, train
+        heads = checkpoint.heads_for(module, "mlm") if train else ()
+        self.model = module.Model(config, Init(0, config.init), heads)
+        self.parameters = sum(t.size for t in self.model.named().values())
         if train:
             self.arena = Arena(self.model.named().items())
             self.optimizer = AdamW(self.arena)
             self.workers = Workers(self.model, self.arena, MaskedWords, args.cores)
 
-    def parts(self, batch, size):
-        """Micro-batches. Inference takes its batch whole, which measured no slower than parts."""
-        micro = self.args.micro or SIZES[size].micro if self.training else batch.ids.size
-        return micro_batches(batch, micro, self.args.cores)
+    def parts(self, batch):
+        micro = self.args.micro or self.work.micro
+        return micro_batches(self.model, batch, micro, self.args.cores)
 
-    def step(self, batch, size):
-        return self.train(self.parts(batch, size)) if self.training else self.infer(batch)
+    def step(self, batch):
+        return self.train(self.parts(batch)) if self.training else self.infer(batch)
+
+    def forward(self, batch):
+        """The part of a step that comes before backward."""
+        def losses():
+            with no_grad():
+                return [MaskedWords.loss(self.model, b, 1) for b in self.parts(batch)]
+        return losses if self.training else self.infer(batch)
 
     def train(self, batches):
         count = itertools.count()
@@ -231,34 +263,59 @@ class Ours:
 
 # ---- the floor
 
-def products(config, b, train):
-    """(m, k, n, how many) of all products [m, k] x [k, n] of a forward pass over a micro-batch."""
-    width, hidden, heads = config.width, config.hidden, config.heads
-    tokens, cuts = len(b["ids"]), b["cuts"]
-    lengths = np.diff(cuts)
-    for layer in range(config.layers):
-        rows, asked = tokens, lengths
-        if train and layer == config.layers - 1:            # computed at the masked tokens alone
-            rows, asked = len(b["asked"]), np.diff(np.searchsorted(b["asked"], cuts))
-            yield from [(tokens, width, 2 * width, 1), (rows, width, width, 1)]     # k and v; q
-        else:
-            yield tokens, width, 3 * width, 1
-        yield from [(rows, width, width, 1), (rows, width, hidden, 1), (rows, hidden, width, 1)]
-        for (q, k), n in Counter(zip(asked.tolist(), lengths.tolist())).items():
-            yield from [(q, width // heads, k, n * heads), (q, k, width // heads, n * heads)]
-    if train:
-        rows = len(b["asked"])
-        yield from [(rows, width, width, 1), (rows, width, config.vocab, 1)]
+class Watched(np.ndarray):
+    """An array that tells of the matrix products it takes part in; their results tell nothing."""
+    told = []                   # (shape of the first, shape of the second, shape of the product)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **how):
+        inputs = [plain(x) for x in inputs]
+        if "out" in how:
+            how["out"] = tuple(map(plain, how["out"]))
+        y = getattr(ufunc, method)(*inputs, **how)
+        if ufunc is np.matmul and min(x.ndim for x in inputs) > 1:  # sums are products with vectors
+            Watched.told.append((*[x.shape for x in inputs], y.shape))
+        return y
 
 
-def floor_of(config, batches, train):
+def plain(x):
+    return x.view(np.ndarray) if type(x) is Watched else x
+
+
+def watched(forward, xp, *arrays, **static):
+    """The forward of an op, given arrays that tell."""
+    arrays = [x.view(Watched) if isinstance(x, np.ndarray) else x for x in arrays]
+    return forward(xp, *arrays, **static)
+
+
+def products(run):
+    """(m, k, n, how many) of all products [m, k] x [k, n] of matrices that a call makes in ops.
+
+    They are listened to, not derived from the Config: so they are right for layers that are shared,
+    narrow, or see a window, and for scores that depend on distances.
+    """
+    before = {op: op.text.forward for op in OPS.values()}
+    Watched.told = []
+    try:
+        for op, forward in before.items():
+            op.text.forward = functools.partial(watched, forward)
+        run()
+    finally:
+        for op, forward in before.items():
+            op.text.forward = forward
+    return [(a[-2], a[-1], b[-1], math.prod(y[:-2])) for a, b, y in Watched.told]
+
+
+def operations(shapes):
+    return sum(2 * m * k * n * c for m, k, n, c in shapes)
+
+
+def floor_of(shapes, train):
     """(a function that does the products of a step and nothing else, how many operations)"""
-    shapes = [shape for b in batches for shape in products(config, b, train)]
     # x [m, k], w [n, k] as files store it, y [m, n]; dx and dw have the shapes of x and w.
     wanted = [[(c, m, k), (c, n, k), (c, m, n), (c, m, k), (c, n, k)] for m, k, n, c in shapes]
     draw = np.random.default_rng(0).standard_normal
-    pools = [draw(max(map(np.prod, column)), np.float32) for column in zip(*wanted)]
-    steps = [[pool[:np.prod(shape)].reshape(shape) for pool, shape in zip(pools, row)]
+    pools = [draw(max(map(math.prod, column)), np.float32) for column in zip(*wanted)]
+    steps = [[pool[:math.prod(shape)].reshape(shape) for pool, shape in zip(pools, row)]
              for row in wanted]
 
     def run():
@@ -267,7 +324,7 @@ def floor_of(config, batches, train):
             if train:
                 np.matmul(y, w, out=dx)
                 np.matmul(y.swapaxes(1, 2), x, out=dw)
-    return run, sum(2 * m * k * n * c for m, k, n, c in shapes) * (3 if train else 1)
+    return run, operations(shapes) * (3 if train else 1)
 
 
 # ---- the peer: transformers on torch
@@ -289,19 +346,35 @@ def absent(problem):
     say(f"no peer: {problem}; pip install '.[parity]' brings it. Our own numbers follow.")
 
 
-class Peer:
-    """The same configuration as transformers builds it, with scaled_dot_product_attention."""
+def peer_of(args, peers, name, ours):
+    """The Peer of a model; None, and a note, where transformers has no such network."""
+    if not peers:
+        return None
+    settings, problem = checkpoint.settings_of(ours.model), "transformers has no such model"
+    if settings["model_type"] in peers[1].CONFIG_MAPPING:
+        peer = Peer(peers, settings, ours.training, args.cores)
+        if peer.parameters == ours.parameters:
+            return peer
+        problem = (f"transformers makes {peer.parameters:,} parameters of its config.json, not "
+                   f"{ours.parameters:,}")
+    note = f"{name} is measured alone: {problem}"
+    args.notes += [note] * (note not in args.notes)
 
-    def __init__(self, peers, module, config, train, threads):
+
+class Peer:
+    """What transformers builds from our config.json."""
+
+    def __init__(self, peers, settings, train, threads):
         (self.torch, transformers), self.training = peers, train
         self.torch.set_num_threads(threads)
         self.torch.manual_seed(0)
-        settings = checkpoint.settings_of(module.Model(config, Init(), ()))
-        settings = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+        settings = transformers.AutoConfig.for_model(**settings)
         kind = transformers.AutoModelForMaskedLM if train else transformers.AutoModel
-        extra = {} if train else dict(add_pooling_layer=False)
-        model = kind.from_config(settings, attn_implementation="sdpa", **extra)
-        self.model = model.train(train)
+        bare = transformers.MODEL_MAPPING[type(settings)]
+        poolable = not train and "add_pooling_layer" in inspect.signature(bare.__init__).parameters
+        extra = dict(add_pooling_layer=False) if poolable else {}
+        self.model = kind.from_config(settings, **extra).train(train)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def step(self, batch, call=None, fused=None):
         """A step of training or inference; `call` is the model as torch.compile left it."""
@@ -324,7 +397,7 @@ class Peer:
 
 def compiled(peer, name, batches, args):
     """{lengths: step} under torch.compile, with torch's fused AdamW; {} and a note on failure."""
-    say(f"{name}: torch.compile, at most {max(0, args.compile_seconds):.0f} s")
+    say(f"{name}: torch.compile, at most {args.compile_seconds:.0f} s")
     began, steps = time.perf_counter(), {}
     try:
         with at_most(args.compile_seconds):
@@ -350,8 +423,6 @@ LATE = "out of time"
 def at_most(seconds):
     """Raise TimeoutError inside after so many seconds, on systems that can."""
     def ring(number, frame):
-        raise TimeoutError(LATE)
-    if seconds <= 0:
         raise TimeoutError(LATE)
     if not hasattr(signal, "setitimer"):
         return (yield)
@@ -409,38 +480,45 @@ def numbers(amount, unit, times, peer):
 
 def model_rows(args, peers):
     """Rows of the sections that run a model, as they are measured."""
-    for size, section in itertools.product(args.size, [s for s in SECTIONS if s in args.section]):
-        train = section == "step"
-        for dropout in dict(step=args.dropout, infer=[0.0]).get(section, []):
-            name = f"{section} {size}" + f" dropout {dropout:g}" * train
-            module, config, batches = setting(args, size, dropout)
-            ours = Ours(args, module, config, train)
-            peer = peers and Peer(peers, module, config, train, args.cores)
-            # Of the first dropout alone: torch.compile and fresh processes take their time.
-            first, quick = not train or dropout == args.dropout[0], {}
-            if peer and first and args.compile_seconds:
-                quick = compiled(peer, name, batches, args)
-            for lengths, batch in batches.items():
-                say(f"{name} {lengths}")
-                sides = dict(ours=ours.step(batch, size))
-                floor, operations = floor_of(config, ours.parts(batch, size), train)
-                sides |= dict(floor=floor) if args.cores == 1 else {}
-                sides |= dict(transformers=peer.step(batch)) if peer else {}
-                sides |= {"torch.compile": quick[lengths]} if lengths in quick else {}
-                times = interleave(sides, args.repeats, args.clock)
-                facts = dict(section=section, what="train" if train else "infer", model=args.model,
-                             size=size, lengths=lengths, dropout=dropout)
-                alone = in_processes(args, facts, peer) if first else {}
-                yield from rows_of(facts, int(batch.mask.sum()), times, operations, alone)
+    dropouts = dict(step=args.dropout, infer=[0.0])
+    for (name, size), section in itertools.product(args.lines, dropouts):
+        for dropout in dropouts[section] if section in args.section else ():
+            yield from measured(args, peers, section, name, size, dropout)
 
 
-def rows_of(facts, tokens, times, operations, alone):
+def measured(args, peers, section, name, size, dropout):
+    """The rows of one model, for every kind of lengths."""
+    train = section == "step"
+    title = f"{section} {name} {size}" + f" dropout {dropout:g}" * train
+    module, config, work = setting(name, size, dropout)
+    batches = {lengths: make_batch(work, lengths) for lengths in args.lengths}
+    ours = Ours(args, module, config, work, train)
+    peer = peer_of(args, peers, f"{name} {size}", ours)
+    # Of the first dropout alone: torch.compile and fresh processes take their time.
+    first, quick = not train or dropout == args.dropout[0], {}
+    if peer and first and args.compile_seconds > 0:
+        quick = compiled(peer, title, batches, args)
+    for lengths, batch in batches.items():
+        say(f"{title} {lengths}")
+        sides = dict(ours=ours.step(batch))
+        floor, count = floor_of(products(ours.forward(batch)), train)
+        sides |= dict(floor=floor) if args.cores == 1 else {}
+        sides |= dict(transformers=peer.step(batch)) if peer else {}
+        sides |= {"torch.compile": quick[lengths]} if lengths in quick else {}
+        times = interleave(sides, args.repeats, args.clock)
+        facts = dict(section=section, what="train" if train else "infer", model=name, size=size,
+                     lengths=lengths, dropout=dropout)
+        alone = in_processes(args, facts, peer) if first else {}
+        yield from rows_of(facts, int(batch.mask.sum()), times, count, alone)
+
+
+def rows_of(facts, tokens, times, count, alone):
     """A row for every peer that was measured, or one for us alone."""
     for peer in [name for name in ("transformers", "torch.compile") if name in times] or [None]:
         row = facts | numbers(tokens, "tokens/s", times, peer)
         if "floor" in times:
             row["floor_share"] = median(f / o for f, o in zip(times["floor"], times["ours"]))
-            row["floor_gflops"] = operations / median(times["floor"]) / 1e9
+            row["floor_gflops"] = count / median(times["floor"]) / 1e9
         for side, name in ("ours", "ours"), ("peer", peer):
             if name in alone:
                 row |= {f"{side}_{key}": alone[name][key] for key in ("mb", "imports_mb")}
@@ -451,7 +529,8 @@ def rows_of(facts, tokens, times, operations, alone):
 
 def in_processes(args, facts, peer):
     """{side: what alone() tells}"""
-    common = facts["section"], facts["size"], facts["dropout"], args.model, args.threads, args.micro
+    common = [facts[key] for key in ("section", "size", "dropout", "model")]
+    common += args.threads, args.micro
     jobs = [("ours", facts["lengths"])] + [("transformers", "full")] * bool(peer)
     told = {}
     for side, lengths in jobs:
@@ -477,13 +556,15 @@ def child(side, lengths, section, size, dropout, model, threads, micro):
 
 def alone(args, peers):
     """The child's part: MB of the imports, and MB above them at the peak."""
-    section, size, lengths = args.section[0], args.size[0], args.lengths[0]
-    imports, train = resident("VmRSS"), section == "step"
-    module, config, batches = setting(args, size, args.dropout[0] if train else 0.0)
+    (name, size), lengths = args.lines[0], args.lengths[0]
+    imports, train = resident("VmRSS"), args.section[0] == "step"
+    module, config, work = setting(name, size, args.dropout[0] if train else 0.0)
+    batch = make_batch(work, lengths)
     if args.alone == "ours":
-        side = Ours(args, module, config, train).step(batches[lengths], size)
+        side = Ours(args, module, config, work, train).step(batch)
     else:
-        side = Peer(peers, module, config, train, args.cores).step(batches[lengths])
+        settings = checkpoint.settings_of(module.Model(config, Init(), ()))
+        side = Peer(peers, settings, train, args.cores).step(batch)
     interleave(dict(side=side), 2, args.clock)
     told = dict(imports_mb=imports, mb=resident("VmHWM") - imports)
     print(json.dumps(told))
@@ -551,21 +632,94 @@ def text_peers(args, vocabulary, lines, ours):
             "tokenizers fast": lambda: rust.encode_batch_fast(lines, add_special_tokens=False)}
 
 
+# ---- the section family
+
+# What papers say: how many times faster than BERT-base, on what, and how many times smaller.
+CLAIMS = dict(
+    distilbert=dict(said_faster=1.6, said_of="a CPU (Sanh and others, 2019)", said_smaller=1 / 0.6),
+    albert=dict(said_faster=1.0, said_of="the operations (Lan and others, 2020)", said_smaller=9.0),
+    tinybert=dict(said_faster=9.4, said_of="a K80 GPU (Jiao and others, 2020)", said_smaller=7.5),
+    mobilebert=dict(said_faster=5.5, said_of="a phone (Sun and others, 2020)", said_smaller=4.3),
+    # Made for long inputs: in thousands of tokens a second, at 8,192 tokens against 512.
+    long=dict(said_faster=123.7 / 148.1, said_of="an RTX 4090 (Warner and others, 2024)"))
+LONG = dict(smoke=(32, 128), base=(512, 4096))      # 8,192 would keep us waiting
+
+
+class Member:
+    """A model of the family as it is published, ours and the peer's."""
+
+    def __init__(self, args, peers, name, size):
+        module, config, self.work = setting(name, size)
+        self.name, self.size = name, size
+        self.ours = Ours(args, module, config, self.work, False)
+        self.peer = peer_of(args, peers, f"{name} {size}", self.ours)
+        published = module.Model(config, Init(), next(iter(module.HF_CLASSES.values()), ()))
+        self.parameters = sum(t.size for t in published.named().values())
+
+
+def family_rows(args, peers):
+    """Every model beside BERT: its size, what it computes, its speed; and what its paper says."""
+    size, said = ("smoke", {}) if args.size == ["smoke"] else ("base", CLAIMS)
+    bert = Member(args, peers, "bert", size)
+    seq, (short, long) = bert.work.seq, LONG[size]
+    for name in checkpoint.MODELS:
+        this = Member(args, peers, name, size)
+        yield from beside(args, (this, seq), (bert, seq), said.get(name, {}))
+        if name == "modernbert":
+            yield from beside(args, (this, short), (bert, short), {})
+            yield from beside(args, (this, long), (this, short), said.get("long", {}))
+
+
+def beside(args, this, base, said):
+    """A row for one (Member, tokens in a sequence) beside another, and one beside the peer."""
+    (member, seq), (other, other_seq) = this, base
+    say(f"family {member.name} {member.size}, sequences of {seq} tokens")
+    peers = member.peer and other.peer
+    sides, tokens = {}, {}
+    for suffix, (model, length) in {"": this, " base": base}.items():
+        count = max(1, model.work.batch * model.work.seq // length)
+        batch = make_batch(model.work._replace(seq=length, batch=count), "full")
+        sides["ours" + suffix] = model.ours.step(batch)
+        if peers:
+            sides["transformers" + suffix] = model.peer.step(batch)
+        tokens |= dict.fromkeys(sides.keys() - tokens.keys(), batch.ids.size)
+    flops = operations(products(sides["ours"])) / tokens["ours"]
+    times = interleave(sides, args.repeats, args.clock)
+    each = {side: [t / tokens[side] for t in times[side]] for side in sides}    # for a token
+    facts = dict(section="family", what="infer", model=member.name, size=member.size,
+                 lengths="full", seq=seq, parameters=member.parameters, flops=flops,
+                 smaller=other.parameters / member.parameters, **said)
+    name = f"at {other_seq} tokens" if other is member else other.name
+    row = facts | numbers(1, "tokens/s", each | {name: each["ours base"]}, name)
+    if peers:
+        row["peers_ratio"] = median(each["transformers base"]) / median(each["transformers"])
+    yield row
+    if peers:
+        yield facts | numbers(1, "tokens/s", each, "transformers")
+
+
 # ---- what comes out
 
 COLUMNS = [                                 # heading, width (left when negative), key, format
     ("ratio", 6, "ratio", ".2f"), ("+-", 4, "spread", ".0%"), ("", 0, "", ""),
-    ("what", -11, "what", ""), ("model", -9, "model", ""), ("size", -5, "size", ""),
+    ("what", -11, "what", ""), ("model", -10, "model", ""), ("size", -5, "size", ""),
     ("lengths", -7, "lengths", ""), ("drop", 4, "dropout", "g"), ("", 0, "", ""),
     ("beside", -15, "peer_name", ""), ("ours", 9, "ours", ",.1f"), ("peer", 9, "peer", ",.1f"),
     ("unit", -8, "unit", ""), ("of floor", 8, "floor_share", ".0%"),
     ("MB ours", 7, "ours_mb", ",.0f"), ("MB peer", 7, "peer_mb", ",.0f")]
+FAMILY = [                                  # theirs: what ratio is of ours, of transformers'
+    ("ratio", 6, "ratio", ".2f"), ("+-", 4, "spread", ".0%"), ("theirs", 6, "peers_ratio", ".2f"),
+    ("said", 5, "said_faster", ".2f"), ("", 0, "", ""), ("model", -10, "model", ""),
+    ("seq", 5, "seq", ""), ("beside", -13, "peer_name", ""), ("tokens/s", 9, "ours", ",.1f"),
+    ("beside", 9, "peer", ",.1f"), ("parameters", 11, "parameters", ",d"),
+    ("smaller", 7, "smaller", ".2f"), ("said", 5, "said_smaller", ".2f"),
+    ("FLOPs/token", 12, "flops", ",.0f"), ("said of", 0, "said_of", "")]
 
 
-def line(row=None):
+def line(columns, row=None):
     """A row of the table; its headings without one."""
     cells = []
-    for heading, width, key, form in COLUMNS:
+    for heading, width, key, form in columns:
         value = row and row.get(key)
         text = heading if row is None or not key else "-" if value is None else format(value, form)
         cells.append(text.ljust(-width) if width < 0 else text.rjust(width))
@@ -609,17 +763,23 @@ def bench(args):
     peers = import_peers() if wanted else None
     if args.alone:
         return alone(args, peers)
-    about, rows = machine(args), []
-    print(", ".join(f"{key} {value}" for key, value in about.items()), line(), sep="\n", flush=True)
-    for row in itertools.chain(model_rows(args, peers),
-                               text_rows(args) if "text" in args.section else []):
-        rows.append(row)
-        print(line(row), flush=True)
-    notes = [*args.notes, *closing_notes(rows)]
-    print(*notes, sep="\n")
-    if args.json:
-        told = dict(machine=about, rows=rows, notes=notes)
-        write_atomically(args.json, json.dumps(told, indent=1).encode())
+    about, rows, columns = machine(args), [], None
+    print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
+    try:
+        for row in itertools.chain(model_rows(args, peers),
+                                   text_rows(args) if "text" in args.section else (),
+                                   family_rows(args, peers) if "family" in args.section else ()):
+            before, columns = columns, FAMILY if row["section"] == "family" else COLUMNS
+            if columns is not before:
+                print(line(columns))
+            rows.append(row)
+            print(line(columns, row), flush=True)
+    finally:
+        notes = [*args.notes, *closing_notes(rows)]
+        print(*notes, sep="\n")
+        if args.json and rows:
+            told = dict(machine=about, rows=rows, notes=notes)
+            write_atomically(args.json, json.dumps(told, indent=1).encode())
 
 
 def main(argv):

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 import bench  # noqa: E402
-from tinybert_family import Error  # noqa: E402
+from tinybert_family import Error, checkpoint  # noqa: E402
 
 SMOKE = ["--size", "smoke", "--repeats", "2"]
 KEYS = {"section", "what", "model", "size", "lengths", "ours", "peer", "unit", "ratio", "spread"}
@@ -35,7 +35,7 @@ def test_every_row_has_the_promised_columns_and_there_is_one_for_every_combinati
     rows = ours[1]["rows"]
     assert all(KEYS <= set(row) for row in rows)
     keys = "section", "what", "size", "lengths", "dropout"
-    models = [tuple(row[key] for key in keys) for row in rows if row["section"] != "text"]
+    models = [tuple(row[key] for key in keys) for row in rows if "dropout" in row]
     kinds = ("step", "train", 0.1), ("step", "train", 0.0), ("infer", "infer", 0.0)
     wanted = [(section, what, "smoke", lengths, p) for section, what, p in kinds
               for lengths in ("full", "ragged")]
@@ -44,7 +44,7 @@ def test_every_row_has_the_promised_columns_and_there_is_one_for_every_combinati
 
 
 def test_without_peers_there_are_our_numbers_the_floor_and_our_memory(ours):
-    rows = ours[1]["rows"]
+    rows = [row for row in ours[1]["rows"] if row["section"] != "family"]
     for row in rows:
         assert row["ours"] > 0 and row["spread"] >= 0
         assert row["peer"] is row["ratio"] is row["peer_name"] is None
@@ -57,10 +57,38 @@ def test_without_peers_there_are_our_numbers_the_floor_and_our_memory(ours):
 def test_the_table_has_a_line_for_every_row_and_progress_goes_elsewhere(ours):
     result, told = ours
     lines = result.stdout.splitlines()
-    assert lines[1].split()[:2] == ["ratio", "+-"]
-    assert len(lines[2:]) == len(told["rows"]) + len(told["notes"])
-    assert "step smoke dropout 0.1 full" in result.stderr
-    assert "step smoke dropout 0.1 full" not in result.stdout
+    headings = [i for i, line in enumerate(lines) if line.split()[:2] == ["ratio", "+-"]]
+    assert headings == [1, 2 + sum(row["section"] != "family" for row in told["rows"])]
+    assert len(lines) == 1 + len(headings) + len(told["rows"]) + len(told["notes"])
+    assert "step bert smoke dropout 0.1 full" in result.stderr
+    assert "step bert smoke dropout 0.1 full" not in result.stdout
+
+
+def test_the_family_has_a_line_for_every_model_beside_bert_and_two_for_long_inputs(ours):
+    rows = [row for row in ours[1]["rows"] if row["section"] == "family"]
+    long = {("modernbert", 32, "bert"), ("modernbert", 128, "at 32 tokens")}
+    every = {(name, 32, "bert") for name in checkpoint.MODELS}
+    assert {(row["model"], row["seq"], row["peer_name"]) for row in rows} == every | long
+    assert len(rows) == len(checkpoint.MODELS) + 2
+    parameters = {row["model"]: row["parameters"] for row in rows}
+    for row in rows:
+        assert (row["what"], row["size"], row["lengths"]) == ("infer", "smoke", "full")
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"]) and row["spread"] >= 0
+        bert = parameters["bert" if row["peer_name"] == "bert" else row["model"]]
+        assert row["smaller"] == bert / row["parameters"]
+        assert "said_faster" not in row                     # papers speak of the published sizes
+    flops = {(row["model"], row["seq"]): row["flops"] for row in rows}
+    # 2 layers of 64: all but attention is 24 H^2 a token, and each key of 32 takes 4 H
+    assert flops["bert", 32] == 2 * (24 * 64 ** 2 + 4 * 32 * 64) == flops["distilbert", 32]
+    assert flops["modernbert", 128] > flops["modernbert", 32]
+
+
+def test_what_papers_claim_is_told_of_models_that_exist():
+    assert set(bench.CLAIMS) - {"long"} <= set(checkpoint.MODELS)
+    shown = {key for _, _, key, _ in bench.FAMILY}
+    for claim in bench.CLAIMS.values():
+        assert set(claim) <= shown and claim["said_faster"] > 0
+    assert bench.LONG["base"][1] <= checkpoint.variant("modernbert", "test").SIZES["base"].positions
 
 
 def test_the_machine_is_described(ours):
@@ -75,6 +103,7 @@ def test_missing_peers_are_told_and_our_numbers_follow(monkeypatch, capsys, tmp_
     monkeypatch.setattr(bench, "child", lambda *job: dict(imports_mb=1.0, mb=2.0, seconds=3.0))
     file = tmp_path / "numbers.json"
     little = [*SMOKE, "--lengths", "full", "--dropout", "0"]
+    little += ["--section", "step", "infer", "text"]
     assert bench.main([*little, "--peers", "--json", str(file)]) == 0
     told = json.loads(file.read_text())
     assert {row["section"] for row in told["rows"]} == {"step", "infer", "text"}
@@ -121,19 +150,41 @@ def test_both_encoders_agree_on_every_line(tmp_path):
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
 
 
-def test_the_peer_has_the_same_parameters():
+@pytest.mark.parametrize("name", checkpoint.MODELS)
+def test_the_peer_is_the_same_network_and_attends_as_is_its_default(name):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    module, config, _ = bench.setting(bench.read_command(SMOKE), "smoke", 0.0)
-    for train, heads in (True, ("mlm",)), (False, ()):
-        peer = bench.Peer((torch, transformers), module, config, train, torch.get_num_threads())
-        ours = module.Model(config, bench.Init(), heads).named().values()
-        assert sum(p.numel() for p in peer.model.parameters()) == sum(t.size for t in ours)
-        assert peer.model.config._attn_implementation == "sdpa" and peer.model.training is train
+    args, peers = bench.read_command(SMOKE), (torch, transformers)
+    args.cores = torch.get_num_threads()            # which is left as it is
+    for train in True, False:
+        ours = bench.Ours(args, *bench.setting(name, "smoke"), train)
+        peer = bench.peer_of(args, peers, name, ours)
+        if name == "ernie_thu":
+            assert peer is None
+            continue
+        assert peer.parameters == ours.parameters and peer.model.training is train
+        eager = name in ("deberta", "deberta_v2")
+        assert peer.model.config._attn_implementation == ("eager" if eager else "sdpa")
+    assert bool(args.notes) == (name == "ernie_thu")
+
+
+def test_a_network_that_transformers_builds_otherwise_is_measured_alone():
+    """Asked for IB-BERT, the teacher of MobileBERT, it makes matrices that do not fit."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    args = bench.read_command(SMOKE)
+    args.cores = torch.get_num_threads()
+    module, config, work = bench.setting("mobilebert", "smoke")
+    config = bench.replace(config, inner=128, shared=False)
+    ours = bench.Ours(args, module, config, work, False)
+    assert bench.peer_of(args, (torch, transformers), "mobilebert ib", ours) is None
+    note, = args.notes
+    assert note.startswith("mobilebert ib is measured alone: ") and f"{ours.parameters:,}" in note
 
 
 @pytest.mark.parametrize("command", [
-    "--section kernels", "--size huge", "--model burt", "--threads 3", "--repeats 0",
+    "--section kernels", "--size huge", "--model burt", "--model bert burt", "--threads 3",
+    "--size tiny --model roberta modernbert", "--repeats 0",
     "--repeats x", "--micro -1", "--dropout 0.5", "--speed", "--json no/such/folder/x.json"])
 def test_a_wrong_argument_is_one_line_and_status_2(command, capsys):
     assert bench.main(command.split()) == 2
@@ -142,11 +193,33 @@ def test_a_wrong_argument_is_one_line_and_status_2(command, capsys):
     assert err.count("\n") == 1 and not out
 
 
+def test_models_are_measured_at_the_sizes_they_have():
+    def lines(command):
+        args = bench.read_command(command.split())
+        return args.lines, args.notes
+    sizes = ["tiny", "mini", "small", "base"]
+    assert lines("") == ([("bert", size) for size in sizes], [])
+    assert lines("--size base --model all")[0] == [(name, "base") for name in checkpoint.MODELS]
+    assert lines("--model roberta bert --size tiny") == ([("bert", "tiny")],
+                                                         ["no size tiny: roberta"])
+    assert lines("--model mobilebert --size teacher")[0] == [("mobilebert", "teacher")]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(monkeypatch, tmp_path, capsys):
+    def interrupted(args, peers):
+        yield dict(section="infer", model="bert", ours=1.0)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(bench, "model_rows", interrupted)
+    file = tmp_path / "numbers.json"
+    assert bench.main([*SMOKE, "--json", str(file)]) == 130
+    assert [row["ours"] for row in json.loads(file.read_text())["rows"]] == [1.0]
+
+
 # ---- the parts
 
 @pytest.mark.parametrize("size", list(bench.SIZES))
 def test_a_ragged_batch_is_half_full_and_its_longest_sequence_whole(size):
-    batch = bench.make_batch(bench.SIZES[size], "ragged")
+    batch = bench.make_batch(bench.setting("bert", size)[2], "ragged")
     lengths = batch.mask.sum(1)
     assert lengths.max() == bench.SIZES[size].seq
     assert 0.35 < batch.mask.mean() < 0.7
@@ -157,28 +230,79 @@ def test_a_ragged_batch_is_half_full_and_its_longest_sequence_whole(size):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [1, 64, 10 ** 6])
 def test_micro_batches_are_the_whole_batch_without_its_padding(lengths, threads, tokens):
-    batch = bench.make_batch(bench.SIZES["smoke"], lengths, seed=1)
-    parts = bench.micro_batches(batch, tokens, threads)
+    module, config, work = bench.setting("bert", "smoke")
+    batch, model = bench.make_batch(work, lengths, seed=1), module.Model(config, bench.Init(), ())
+    parts = bench.micro_batches(model, batch, tokens, threads)
     assert len(parts) >= min(threads, len(batch.ids))
-    ids, labels = (np.concatenate([p[key] for p in parts]) for key in ("ids", "labels"))
+    ids = np.concatenate([p["inputs"].ids for p in parts])
+    labels = np.concatenate([p["labels"] for p in parts])
     assert sorted(ids) == sorted(batch.ids[batch.mask == 1])
     assert sorted(labels) == sorted(batch.labels[batch.labels >= 0])
     for p in parts:
-        lengths_here = np.diff(p["cuts"])
-        assert p["cuts"][-1] == len(p["ids"]) and (np.diff(lengths_here) <= 0).all()
-        assert (p["positions"][p["cuts"][:-1]] == 0).all() and len(p["asked"]) == len(p["labels"])
-        assert (p["ids"][p["asked"]] == 103).all()
+        cuts = p["inputs"].cuts
+        assert cuts[-1] == len(p["inputs"].ids) and (np.diff(cuts, 2) <= 0).all()
+        assert (p["inputs"].positions[cuts[:-1]] == 0).all()
+        assert len(p["asked"]) == len(p["labels"]) and (p["inputs"].ids[p["asked"]] == 103).all()
 
 
-def test_the_floor_counts_the_products_of_a_step():
-    """Against the textbook: 24 T H^2 + 4 T^2 H a layer forward, and thrice that to train."""
-    config = bench.setting(bench.read_command(SMOKE), "smoke", 0.0)[1]
-    tokens, width = 16, config.width
-    b = dict(ids=np.zeros(tokens), cuts=np.array([0, tokens]), asked=np.arange(tokens))
-    layers = config.layers * (24 * tokens * width ** 2 + 4 * tokens ** 2 * width)
-    assert bench.floor_of(config, [b], False)[1] == layers
-    head = 2 * tokens * width ** 2 + 2 * tokens * width * config.vocab
-    assert bench.floor_of(config, [b], True)[1] == 3 * (layers + head)
+def ours_at(lengths, train, name="bert"):
+    module, config, work = bench.setting(name, "smoke")
+    args = bench.read_command(SMOKE)
+    side = bench.Ours(args, module, config, work, train)
+    return config, side, bench.make_batch(work, lengths)
+
+
+@pytest.mark.parametrize("lengths", bench.LENGTHS)
+def test_the_products_of_an_inference_are_those_of_the_textbook(lengths):
+    """24 T H^2 a layer, and 4 H n^2 for a sequence of n tokens."""
+    config, side, batch = ours_at(lengths, False)
+    count = bench.operations(bench.products(side.forward(batch)))
+    n, width = batch.mask.sum(1), config.width
+    assert count == config.layers * (24 * n.sum() * width ** 2 + 4 * width * (n ** 2).sum())
+
+
+@pytest.mark.parametrize("lengths", bench.LENGTHS)
+def test_the_floor_of_training_has_thrice_the_products_and_the_last_layer_only_where_asked(lengths):
+    config, side, batch = ours_at(lengths, True)
+    n, k, width = batch.mask.sum(1), (batch.labels >= 0).sum(1), config.width
+    tokens, asked = n.sum(), k.sum()
+    whole = (config.layers - 1) * (24 * tokens * width ** 2 + 4 * width * (n ** 2).sum())
+    last = 4 * tokens * width ** 2 + 20 * asked * width ** 2 + 4 * width * (n * k).sum()
+    head = 2 * asked * width * (width + config.vocab)
+    shapes = bench.products(side.forward(batch))
+    run, count = bench.floor_of(shapes, True)
+    assert count == 3 * (whole + last + head) == 3 * bench.floor_of(shapes, False)[1]
+    run()                                                   # all of them fit together
+
+
+def test_listening_to_products_changes_no_number_and_leaves_no_trace():
+    before = {name: op.text.forward for name, op in bench.OPS.items()}
+    side, batch = ours_at("ragged", False, "deberta")[1:]
+    heard = []
+    bench.products(lambda: heard.extend(side.infer(batch)()))
+    told = list(bench.Watched.told)
+    np.testing.assert_array_equal(heard[0], side.infer(batch)()[0])
+    assert type(heard[0]) is np.ndarray and told == bench.Watched.told
+    with pytest.raises(ZeroDivisionError):
+        bench.products(lambda: 1 / 0)
+    assert before == {name: op.text.forward for name, op in bench.OPS.items()}
+
+
+def test_products_of_shared_layers_windows_and_distances_are_heard():
+    def count(name, **changes):
+        module, config, work = bench.setting(name, "smoke")
+        config = bench.replace(config, **changes)
+        side = bench.Ours(bench.read_command(SMOKE), module, config, work, False)
+        batch = bench.make_batch(work._replace(seq=128, batch=1), "full")
+        return config, bench.operations(bench.products(side.forward(batch)))
+    c, shared = count("albert")
+    assert c.groups == 1 and shared == count("albert", groups=2)[1]
+    c, narrow = count("modernbert", pattern="l", window=16)
+    _, whole = count("modernbert", pattern="g")
+    # a stretch of 32 queries or fewer sees at most 8 keys more on either side
+    assert whole - narrow >= c.layers * 4 * c.width * 128 * (128 - 48)
+    _, bert = count("bert")
+    assert count("deberta")[1] > bert + 2 * 4 * 64 * 128 ** 2
 
 
 def test_sides_take_turns_and_quick_ones_are_called_often():
@@ -225,7 +349,7 @@ def test_a_side_that_fails_in_its_own_process_is_a_note_and_the_table_goes_on(mo
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: too big")
     monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: failed)
     args = bench.read_command(SMOKE)
-    facts = dict(section="step", size="smoke", lengths="full", dropout=0.25)
+    facts = dict(section="step", model="bert", size="smoke", lengths="full", dropout=0.25)
     assert bench.in_processes(args, facts, peer=None) == {}
     assert args.notes == ["ours failed in a process of its own: MemoryError: too big"]
     with pytest.raises(Error):
