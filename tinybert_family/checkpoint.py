@@ -85,7 +85,9 @@ def load(folder, dtype=np.float32, head=None, labels=None, seed=0, model=None):
                     "of config.json; the two files do not belong together")
     model = module.Model(config, Init(dtype=dtype), heads)
     model.settings = settings
-    fresh = [name for name in heads if not weights_of(module, name) & set(renamed)]
+    # A head without weights (MobileBERT's summary may be one) lacks none.
+    fresh = [name for name in heads if getattr(model, name).named()
+             and not weights_of(module, name) & set(renamed)]
     for name in heads if fresh else ():     # all anew: they may share what is fresh
         init = Init(seed, config.init, dtype) if name in fresh else Init(dtype=dtype)
         setattr(model, name, model.HEADS[name](config, init, model))
@@ -122,8 +124,9 @@ def published_arrays(model):
 def published_files(model):
     """The same in two: what the transformers class of config.json knows, and what it does not."""
     known = set(file_of(model).HF_CLASSES.get(architecture(model), ()))
-    unknown = {name for head in model.HEADS if head not in known
-               for name in weights_of(file_of(model), head)}
+    # A head without weights has no names of its own.
+    own = {head for head in model.HEADS if (x := getattr(model, head)) is not None and x.named()}
+    unknown = {name for head in own - known for name in weights_of(file_of(model), head)}
     for head in known:
         unknown -= weights_of(file_of(model), head)
     arrays = published_arrays(model)
@@ -232,7 +235,7 @@ def settings_of(model):
     # 0 is our word for 1 / sqrt(fan-in); the published one has no such value.
     if "init" in module.HF_CONFIG:
         values[module.HF_CONFIG["init"]] = model.config.init or 0.02
-    loaded = dict(getattr(model, "settings", {"pad_token_id": 0}))
+    loaded = dict(getattr(model, "settings", getattr(module, "HF_NEW", {"pad_token_id": 0})))
     name = architecture(model)
     # A question's two scores are labels, too, for transformers.
     labels = 2 if name.endswith("ForQuestionAnswering") else model.config.labels

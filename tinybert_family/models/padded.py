@@ -38,6 +38,8 @@ class Packed(NamedTuple):
     def unpack(self, x):
         """[T, ...] -> [B, S, ...]"""
         rows = self.shape[0] * self.shape[1]
+        if len(self.index) == rows and (np.diff(self.index) == 1).all():
+            return x.reshape(*self.shape, *x.shape[1:])     # nothing was padded: nothing to copy
         return put(x, index=self.index, rows=rows).reshape(*self.shape, *x.shape[1:])
 
     def unpack_first(self, x):
