@@ -17,16 +17,17 @@ def count(module, config, heads):
 
 
 def sizes():
-    """One row for each size: the encoder as published, and with its heads for pre-training."""
+    """One row for each model: the encoder of every size, and with its heads for pre-training."""
     from tinybert_family import checkpoint
-    yield "| model | size | layers, width, heads | encoder | with its heads for pre-training |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| model | parameters of the encoder (with its heads for pre-training) |"
+    yield "| --- | --- |"
     for name in checkpoint.MODELS:
         module = importlib.import_module(f"tinybert_family.models.{name}")
-        for size, c in module.SIZES.items():
-            bare = next(iter(module.HF_CLASSES.values()), ())
-            counts = [f"{count(module, c, heads):,}" for heads in (bare, None)]
-            yield f"| {name} | {size} | {c.layers}, {c.width}, {c.heads} | {' | '.join(counts)} |"
+        model = module.Model
+        bare = set(next(iter(module.HF_CLASSES.values()), ())) & set(model.PRETRAINING)
+        told = [f"{size} {count(module, c, bare):,} ({count(module, c, model.PRETRAINING):,})"
+                for size, c in module.SIZES.items() if size != "smoke"]
+        yield f"| {name} | {', '.join(told)} |"
 
 
 def files():

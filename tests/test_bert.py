@@ -13,7 +13,7 @@ from tinybert_family.engine import autograd, philox
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
 from tinybert_family.models.bert import SIZES, Config, Model, Objective
-from tinybert_family.models.padded import Packed
+from tinybert_family.models.parts.padded import Packed
 from tinybert_family.text import toy
 from tinybert_family.text.corpus import Corpus
 from tinybert_family.text.wordpiece import WordPiece

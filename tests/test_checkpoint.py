@@ -13,7 +13,7 @@ import tinybert_family as tbf
 from tinybert_family import files
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import Arena
-from tinybert_family.models import padded
+from tinybert_family.models.parts import padded
 from tinybert_family.models.bert import Config, Layer, Model, Objective
 
 WORD, TIED = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"

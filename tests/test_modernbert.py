@@ -14,7 +14,8 @@ from tinybert_family import checkpoint
 from tinybert_family.engine import philox
 from tinybert_family.engine.nn import Init
 from tinybert_family.files import safetensors_header
-from tinybert_family.models import modernbert, padded
+from tinybert_family.models import modernbert
+from tinybert_family.models.parts import padded
 from tinybert_family.models.modernbert import HF_CLASSES, SIZES, Config, Model
 
 # Local layers see 3 tokens to each side.

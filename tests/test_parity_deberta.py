@@ -16,10 +16,9 @@ from tinybert_family.models.parts import disentangled
 torch = pytest.importorskip("torch", reason="torch is not installed (make parity does it)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+import oracles  # noqa: E402
 import peers  # noqa: E402
 from peers import LIMIT, compare, random_inputs, run_theirs  # noqa: E402
-from transformers.models.deberta import modeling_deberta as v1  # noqa: E402
-from transformers.models.deberta_v2 import modeling_deberta_v2 as v2  # noqa: E402
 
 RELATIVE = dict(relative_attention=True, pos_att_type=["c2p", "p2c"], position_biased_input=False)
 BUCKETS = dict(RELATIVE, position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True)
@@ -31,31 +30,8 @@ CLASSES = [*(f"Deberta{task}" for task in TASKS), *(f"DebertaV2{task}" for task 
 
 @pytest.fixture(scope="module", autouse=True)
 def an_oracle_that_stays_in_float64():
-    """transformers computes the scale of the scores and v1's LayerNorm in float32, and loads two of
-    v1's biases in it, whatever the model's type: 1e-7 off. Here they keep the type; nothing else is
-    changed."""
     torch.set_num_threads(1)
-    made = v1.DisentangledSelfAttention.__init__
-
-    def scale(queries, terms):
-        return torch.tensor(float(queries.size(-1) * terms), dtype=torch.float64).sqrt()
-
-    def norm(self, x):
-        x = x - x.mean(-1, keepdim=True)
-        x = x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * x + self.bias
-
-    def attention(self, config):
-        made(self, config)
-        for name in "q_bias", "v_bias":
-            bias = getattr(self, name).to(self.in_proj.weight.dtype)
-            setattr(self, name, torch.nn.Parameter(bias))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(v1.DisentangledSelfAttention, "__init__", attention)
-        patch.setattr(v1, "scaled_size_sqrt", scale)
-        patch.setattr(v2, "scaled_size_sqrt", scale)
-        patch.setattr(v1.DebertaLayerNorm, "forward", norm)
+    with oracles.exact():
         yield
 
 
@@ -147,7 +123,7 @@ def test_a_wide_model_with_long_sequences_agrees(name, tmp_path):
 def test_buckets_are_those_of_transformers():
     far = np.arange(-700, 701)
     for buckets, furthest in (256, 512), (32, 128), (8, 64), (16, 64), (4, 16), (5, 24), (64, 513):
-        expected = v2.make_log_bucket_position(torch.tensor(far), buckets, furthest).long().numpy()
+        expected = oracles.v2.make_log_bucket_position(torch.tensor(far), buckets, furthest).long().numpy()
         found = disentangled.bucket(far, buckets, furthest)
         assert np.array_equal(found.clip(-buckets, buckets - 1),
                               expected.clip(-buckets, buckets - 1)), (buckets, furthest)

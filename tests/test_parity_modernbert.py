@@ -13,9 +13,9 @@ from tinybert_family.models import modernbert
 torch = pytest.importorskip("torch", reason="torch is not installed (make parity does it)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+import oracles  # noqa: E402
 import peers  # noqa: E402
 from peers import close, compare, random_inputs, run_theirs  # noqa: E402
-from transformers.models.modernbert import modeling_modernbert as modeling  # noqa: E402
 
 # Seen to each side: 4 tokens. Batches of 17 tokens and more have pairs that no local layer sees.
 SMALL = dict(peers.SMALL, num_hidden_layers=4, local_attention=8, bos_token_id=1, eos_token_id=2,
@@ -43,52 +43,11 @@ CONFIGS = {
 }
 
 
-# ---- transformers rounds to float32 inside; in float64 let it not
-
-def exact_angles(rounding):
-    def forward(self, x, position_ids, layer_type):
-        if x.dtype != torch.float64:
-            return rounding(self, x, position_ids, layer_type)
-        c = self.config
-        size = c.hidden_size // c.num_attention_heads
-        power = torch.arange(0, size, 2, dtype=torch.float64) / size
-        angle = position_ids[..., None] / c.rope_parameters[layer_type]["rope_theta"] ** power
-        both = torch.cat((angle, angle), dim=-1)
-        return both.cos(), both.sin()
-    return forward
-
-
-def exact_rotation(rounding):
-    def apply(q, k, cos, sin, unsqueeze_dim=1):
-        if q.dtype != torch.float64:
-            return rounding(q, k, cos, sin, unsqueeze_dim)
-        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        return tuple(x * cos + modeling.rotate_half(x) * sin for x in (q, k))
-    return apply
-
-
-def exact_attention(rounding):
-    def forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-        if query.dtype != torch.float64:
-            return rounding(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
-        scores = query @ key.transpose(2, 3) * scaling
-        if attention_mask is not None:
-            scores = scores + attention_mask
-        weights = scores.softmax(-1)
-        return (weights @ value).transpose(1, 2).contiguous(), weights
-    return forward
-
-
-PATCHES = [(modeling.ModernBertRotaryEmbedding, "forward", exact_angles),
-           (modeling, "apply_rotary_pos_emb", exact_rotation),
-           (modeling, "eager_attention_forward", exact_attention)]
-
-
 @pytest.fixture(autouse=True)
-def exact(monkeypatch):
+def exact():
     torch.set_num_threads(1)
-    for owner, name, patch in PATCHES:
-        monkeypatch.setattr(owner, name, patch(getattr(owner, name)))
+    with oracles.exact():
+        yield
 
 
 def theirs(kind="masked", seed=0, std=0.5, **more):
@@ -132,13 +91,13 @@ def test_long_sequences_are_cut_and_agree(tmp_path):
     compare(model, random_inputs(model.config, (2, 300), "right"), tmp_path, what="wide")
 
 
-def test_unpatched_transformers_rounds_inside_float64(monkeypatch):
+def test_unpatched_transformers_rounds_inside_float64():
     """What the patches are for; they do not touch float32."""
     model = theirs("bare")
     inputs = random_inputs(model.config, (2, 19))
     exact, single = (run_theirs(m, inputs)[0] for m in (model, peers.single(model)))
-    monkeypatch.undo()
-    rounded, same = (run_theirs(m, inputs)[0] for m in (model, peers.single(model)))
+    with oracles.as_it_was():
+        rounded, same = (run_theirs(m, inputs)[0] for m in (model, peers.single(model)))
     far = abs(rounded["last_hidden_state"] - exact["last_hidden_state"]).max()
     assert 1e-9 < far < 1e-3
     assert np.array_equal(single["last_hidden_state"], same["last_hidden_state"])

@@ -17,7 +17,7 @@ from .engine.nn import Init
 from .error import Error
 from .files import (make_writable, read_json, read_safetensors, safetensors_header, shown,
                     write_atomically, write_safetensors)
-from .models.names import in_its_file, published
+from .models.parts.names import in_its_file, published
 from .text.wordpiece import WordPiece
 
 # model_type in config.json -> the file in models/ that reads it

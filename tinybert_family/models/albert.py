@@ -9,8 +9,9 @@ which passage follows, which topics give away, but which of two passages came fi
 from dataclasses import dataclass
 
 from ..engine.nn import Linear, Module, dropout
-from . import bert, heads
-from .names import tasks_of
+from . import bert
+from .parts import heads
+from .parts.names import tasks_of
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from ..engine.optim import OPTIMIZERS, SCHEDULES
 from ..error import Error
 from ..text import corrupt, segments
 from ..text.batches import ragged
-from . import heads, padded
-from .heads import Head
-from .names import in_its_file, tasks_of
+from .parts import heads, padded
+from .parts.heads import Head
+from .parts.names import in_its_file, tasks_of
 
 
 @dataclass(frozen=True)

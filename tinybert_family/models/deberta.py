@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from ..engine import fused
 from ..engine.nn import Norm, dropout
 from ..error import Error
-from . import bert, heads, padded
-from .names import tasks_of
-from .parts import disentangled
+from . import bert
+from .parts import disentangled, heads, padded
+from .parts.names import tasks_of
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,6 @@ class Model(bert.Model):
         "mlm.predictions.norm.*": "cls.predictions.transform.LayerNorm.*",
         "mlm.predictions.bias": "cls.predictions.bias",
     }
-
-    def __init__(self, c, init, heads=None):
-        if c.position_biased:           # then files have the table for the embeddings
-            self.emd = disentangled.Enhanced(c, init, self)
-            self.HEADS = {name: head for name, head in self.HEADS.items() if name != "emd"}
-        super().__init__(c, init, heads)
 
     def make_layers(self, c, init):
         self.relative = self.Relative(c, init) if c.relative else None

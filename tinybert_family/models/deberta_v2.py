@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine import fused, ops
-from ..engine.nn import Linear, Module, Norm, dropout
+from ..engine.nn import Module, Norm, dropout
 from ..error import Error
-from . import bert, deberta, heads
-from .deberta import disentangled
-from .names import tasks_of
+from . import bert, deberta
+from .parts import disentangled, replaced
+from .parts.names import tasks_of
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,19 @@ class Layer(deberta.Layer):
         return y if self.conv is None else self.conv(x, y, b, rows)
 
 
-class Replaced(heads.Head):
-    """Did a generator put this token there? Above 0 for yes.  [T, H] -> [T]"""
+class Replaced(replaced.Replaced):
+    """It reads every token's state and, added to it, that of its sequence's first."""
 
     def __init__(self, c, init, model):
-        self.config = c
+        super().__init__(c, init, model)
         self.norm = Norm(init, c.width, c.eps)
-        self.dense = Linear(init, c.width, c.width)
-        self.classifier = Linear(init, c.width, 1)
 
     def select(self, x, inputs):
-        """Every token's state and, added to it, that of its sequence's first."""
         first = np.repeat(inputs.cuts[:-1], np.diff(inputs.cuts))
         return x + ops.take(x, index=first)
 
     def forward(self, x):
-        y = fused.linear(self.norm(x), self.dense.weight)
-        y = bert.activate(self.config, y, self.dense.bias)
-        return self.classifier(y).reshape(len(x))
-
-    def loss(self, x, labels, weights):
-        return fused.binary_loss(self(x), labels=labels, weights=weights)
+        return super().forward(self.norm(x))
 
 
 class Model(deberta.Model):

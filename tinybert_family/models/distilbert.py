@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from ..engine import fused
 from ..engine.nn import Linear, Norm, dropout
 from ..error import Error
-from . import bert, heads
-from .names import tasks_of
+from . import bert
+from .parts import heads
+from .parts.names import tasks_of
 
 EPS = 1e-12
 

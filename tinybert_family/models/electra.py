@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from ..engine import fused
 from ..engine.nn import Linear, Module, dropout
 from ..error import Error
-from . import bert, heads, roberta
-from .names import tasks_of
+from . import bert, roberta
+from .parts import heads
+from .parts.names import renamed, tasks_of
+from .parts.replaced import Replaced
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,6 @@ class Embeddings(bert.Embeddings):
         return x if self.project is None else self.project(x)           # [T, E] -> [T, H]
 
 
-class Replaced(heads.Head):
-    """Did the generator put this token there? One number each, above 0 for yes.  [T, H] -> [T]"""
-
-    def __init__(self, c, init, model):
-        self.config = c
-        self.dense = Linear(init, c.width, c.width)
-        self.classifier = Linear(init, c.width, 1)
-
-    def forward(self, x):
-        y = fused.linear(x, self.dense.weight)
-        y = bert.activate(self.config, y, self.dense.bias)              # [T, H]
-        return self.classifier(y).reshape(len(x))
-
-    def loss(self, x, labels, weights):
-        """Over all tokens, not only those that were hidden: that is the point."""
-        return fused.binary_loss(self(x), labels=labels, weights=weights)
-
-
 class Sequence(roberta.Sequence):
     activation = fused.gelu
 
@@ -87,7 +71,7 @@ class Model(bert.Model):
     PRETRAINING = "rtd",
     PREFIX = "electra."
     NAMES = {
-        **roberta.encoder_names("electra."),
+        **renamed(bert.Model.NAMES, bert.Model.PREFIX, "electra."),
         "embeddings.project.*": "electra.embeddings_project.*",
         "rtd.dense.*": "discriminator_predictions.dense.*",
         "rtd.classifier.*": "discriminator_predictions.dense_prediction.*",

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from ..engine import fused
 from ..engine.nn import dropout
 from ..error import Error
-from . import bert, heads, padded, roberta
-from .names import tasks_of
+from . import bert
+from .parts import heads, padded
+from .parts.names import renamed, tasks_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Model(bert.Model):
     Embeddings, Output = Embeddings, Output
     HEADS = dict(bert.Model.HEADS, nsp=Follows, dialogue=Dialogue)
     PREFIX = "ernie."
-    NAMES = {**bert.Model.NAMES, **roberta.encoder_names("ernie."),
+    NAMES = {**bert.Model.NAMES, **renamed(bert.Model.NAMES, bert.Model.PREFIX, "ernie."),
              "embeddings.task": "ernie.embeddings.task_type_embeddings.weight",
              "dialogue.classifier.*": "cls.dialogue.*"}
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from math import factorial
 
 from ..engine.nn import Linear
-from . import bert, ernie, heads
+from . import bert, ernie
+from .parts import heads
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ the state of a mention's first word and e that of its entity:
     h = GELU(Wt w + We e + b)       w' = LayerNorm(w + Vt h)        e' = LayerNorm(e + Ve h)
 
 All other words have no e. So the entities of a batch stand in a row of their own [E, He] with cuts
-of their own; nothing has to be masked, and their attention is the same op. The first token of a
-sequence always has a place among them, which starts with zeros: somebody to look at. What an entity
-is, its vector says: from TransE on the graph, frozen, given with the input; it is no parameter.
-A third task joins BERT's two: which of some candidates is this word's entity?
+of their own, the same op serves their attention, and nothing has to be masked. The first token of a
+sequence has a place among them, which starts with zeros. What an entity is, its vector says (TransE
+on the graph, frozen, an input). A third task: which of some candidates is this word's entity?
 """
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,8 @@ import numpy as np
 from ..engine import autograd, fused, ops
 from ..engine.nn import Linear, Norm
 from ..error import Error
-from . import bert, heads, padded
+from . import bert
+from .parts import heads, padded
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ trained so cannot do.
 """
 from dataclasses import dataclass
 
-from . import bert, heads
+from . import bert
+from .parts import heads
 
 
 @dataclass(frozen=True)

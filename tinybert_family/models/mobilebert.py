@@ -20,8 +20,9 @@ import numpy as np
 from ..engine import fused, ops
 from ..engine.nn import Linear, Module, Norm, dropout
 from ..error import Error
-from . import bert, heads, padded, roberta
-from .names import tasks_of
+from . import bert
+from .parts import heads, padded
+from .parts.names import renamed, tasks_of
 from .parts.bottleneck import EPS, Layer, norm_of
 
 
@@ -139,7 +140,7 @@ class Model(bert.Model):
     PREFIX = "mobilebert."
     LAYER = "mobilebert.encoder.layer.#."
     NAMES = {
-        **bert.Model.NAMES, **roberta.encoder_names("mobilebert."),
+        **bert.Model.NAMES, **renamed(bert.Model.NAMES, bert.Model.PREFIX, "mobilebert."),
         "embeddings.transform.*": "mobilebert.embeddings.embedding_transformation.*",
         "layers.#.attention.narrow.dense.*": LAYER + "bottleneck.input.dense.*",
         "layers.#.attention.narrow.norm.*": LAYER + "bottleneck.input.LayerNorm.*",

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from ..engine import fused, ops
 from ..engine.nn import Linear, Module, Norm, dropout
-from . import bert, heads, padded
-from .names import tasks_of
+from . import bert
+from .parts import heads, padded
 from .parts.layer_kinds import check, from_published, to_published  # noqa: F401
+from .parts.names import tasks_of
 from .parts.rotary import Layer, turns
 
 
@@ -64,9 +65,7 @@ class Config(bert.Config):
     kinds = property(lambda self: [self.pattern[i % len(self.pattern)] for i in range(self.layers)])
 
 
-class Embeddings(Module):
-    """LayerNorm(word)"""
-
+class Embeddings(Module):                    # LayerNorm(word)
     def __init__(self, c, init):
         self.config = c
         self.word = init.normal((c.vocab, c.width))
@@ -185,8 +184,8 @@ HF_REFUSED = dict(tie_word_embeddings=True, decoder_bias=True, attention_bias=Fa
 HF_TIED = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
 HF_IGNORED = "(?!)"                 # nothing
 # Of a new model: transformers' defaults lie beyond a small vocabulary.
-HF_NEW = dict(pad_token_id=0, bos_token_id=None, eos_token_id=None, cls_token_id=None,
-              sep_token_id=None)
+HF_NEW = dict(pad_token_id=0, **dict.fromkeys(["bos_token_id", "eos_token_id", "cls_token_id",
+                                               "sep_token_id"]))
 
 
 # ---- sizes

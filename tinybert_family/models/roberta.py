@@ -14,8 +14,9 @@ import numpy as np
 
 from ..engine import ops
 from ..engine.nn import Linear, dropout
-from . import bert, heads, padded
-from .names import tasks_of
+from . import bert
+from .parts import heads, padded
+from .parts.names import renamed, tasks_of
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,13 @@ class Sequence(heads.Summary):
         return self.classifier(dropout(y, p))
 
 
-def encoder_names(prefix):
-    """What BERT's files call the encoder and its pooler, under another prefix."""
-    found = {}
-    for ours, theirs in bert.Model.NAMES.items():
-        several = theirs if isinstance(theirs, list) else [theirs]
-        if several[0].startswith(bert.Model.PREFIX):
-            several = [prefix + name.removeprefix(bert.Model.PREFIX) for name in several]
-            found[ours] = several if isinstance(theirs, list) else several[0]
-    return found
-
-
 class Model(bert.Model):
     Embeddings = Embeddings
     HEADS = dict(pooler=heads.Pooler, mlm=MaskedHead, **{**heads.TASKS, "sequence": Sequence})
     PRETRAINING = "mlm",
     PREFIX = "roberta."
     NAMES = {
-        **encoder_names("roberta."),
+        **renamed(bert.Model.NAMES, bert.Model.PREFIX, "roberta."),
         "mlm.transform.*": "lm_head.dense.*",
         "mlm.norm.*": "lm_head.layer_norm.*",
         "mlm.bias": "lm_head.bias",

@@ -13,7 +13,8 @@ import numpy as np
 from ..engine import fused, ops
 from ..engine.nn import Linear, Norm
 from ..error import Error
-from . import bert, heads
+from . import bert
+from .parts import heads
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ it (BertForMaskedLM, or BertModel); the head and the pooler under it lie in a fi
 """
 from dataclasses import dataclass
 
-from . import bert, heads
+from . import bert
+from .parts import heads
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from ..engine import fused
 from ..engine.nn import Linear
 from ..error import Error
-from . import bert, heads
+from . import bert
+from .parts import heads
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,9 @@ class Attention(bert.Attention):
         return [ops.concat(k, v, axis=1), q], how
 
     def scores(self, x, b):
-        return super().scores(self.narrow(x) if self.from_r else x, b)
+        if self.from_r:
+            x = self.narrow(x)
+        return super().scores(x, b)
 
     def forward(self, x, b, rows=None):
         if self.from_r:

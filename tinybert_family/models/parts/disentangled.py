@@ -14,7 +14,8 @@ import numpy as np
 from ...engine import autograd, fused, ops
 from ...engine.nn import Linear, Module, Norm, dropout, dropout_key
 from ...error import Error
-from .. import bert, heads
+from .. import bert
+from . import heads
 
 
 # ---- distances

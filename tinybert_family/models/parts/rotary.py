@@ -1,5 +1,5 @@
-"""ModernBERT's layer: queries and keys turned by their place (RoPE: Su and others, 2021), a gate for an
-activation, norms before instead of after.
+"""ModernBERT's layer: queries and keys turned by their place (RoPE: Su and others, 2021), a gate
+for an activation, norms before instead of after.
 
 Two numbers of a head are a point in the plane, and the place of a token says how far the point is
 turned. A product of two points depends on the angle between them alone, so a score knows how far
@@ -12,14 +12,23 @@ from .. import bert
 
 
 def turns(c, b, dtype):
-    """{kind of layer: (cos, sin)} of the angles that turn each token's queries and keys, [T, D/2]:
-    two numbers of a head are a point in the plane. The first point turns fastest."""
-    xp, found = module_of(b.positions), {}
+    """{kind of layer: (cos, sin)} of the angles that turn each token's queries and keys, [T, D/2].
+
+    The first point of a head turns fastest, a round in 6 tokens; the last slowest.
+    """
+    xp = module_of(b.positions)
+    place = b.positions[:, None]                                        # [T, 1]
+    found = {}
     for kind, theta in dict(g=c.global_theta, l=c.local_theta).items():
-        slowness = theta ** (xp.arange(0, c.size, 2) / c.size)          # [D/2]
-        angle = b.positions[:, None] / slowness                         # [T, D/2], in float64
-        found[kind] = xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)
+        power = xp.arange(0, c.size, 2) / c.size                        # [D/2]
+        angle = place / theta ** power                                  # [T, D/2], in float64
+        cos, sin = xp.cos(angle), xp.sin(angle)
+        found[kind] = cos.astype(dtype), sin.astype(dtype)
     return found
+
+
+def norm_of(c, init):
+    return Norm(init, c.width, c.eps, shift=False)
 
 
 def last_matrix(c, init, width_in):
@@ -33,9 +42,10 @@ def last_matrix(c, init, width_in):
 
 class Attention(bert.Attention):
     def __init__(self, c, init, number):
-        self.config, self.kind = c, c.kinds[number]
+        self.config = c
+        self.kind = c.kinds[number]
         # What comes to the first layer has just been through the embeddings' norm.
-        self.norm = Norm(init, c.width, c.eps, shift=False) if number else None
+        self.norm = norm_of(c, init) if number else None
         self.qkv = Linear(init, c.width, 3 * c.width, bias=False)
         self.out = last_matrix(c, init, c.width)
 
@@ -43,34 +53,42 @@ class Attention(bert.Attention):
         c = self.config
         known = b.more.get("turns") or turns(c, b, x.dtype)
         cos, sin = known[self.kind]
-        x = x if self.norm is None else self.norm(x)
+        if self.norm is not None:
+            x = self.norm(x)
         (qkv, *q), how = super().ask(x, b, rows)
         # The values, H columns at the end, stay as they are.
         columns = qkv.shape[1] - c.width
-        asked = [fused.rope(qkv, cos=cos, sin=sin, heads=c.heads, columns=columns)]
+        tensors = [fused.rope(qkv, cos=cos, sin=sin, heads=c.heads, columns=columns)]
         if q:
-            asked.append(fused.rope(*q, cos=cos[rows], sin=sin[rows], heads=c.heads))
-        return asked, dict(how, reach=c.window // 2 if self.kind == "l" else None)
+            cos, sin = cos[rows], sin[rows]
+            tensors.append(fused.rope(*q, cos=cos, sin=sin, heads=c.heads))
+        if self.kind == "l":
+            how["reach"] = c.window // 2
+        return tensors, how
 
     def forward(self, x, b, rows=None):
         y = self.out(self.mix(x, b, rows))                              # [R, H]
+        y = dropout(y, self.config.dropout)
         asking = x if rows is None else ops.take(x, index=rows)
-        return asking + dropout(y, self.config.dropout)
+        return asking + y
 
 
 class MLP(Module):
     def __init__(self, c, init):
         self.config = c
-        self.norm = Norm(init, c.width, c.eps, shift=False)
+        self.norm = norm_of(c, init)
         self.up = Linear(init, c.width, 2 * c.hidden, bias=False)
         self.down = last_matrix(c, init, c.hidden)
 
     def forward(self, x):
+        c = self.config
         h = self.up(self.norm(x))                                       # [T, H] -> [T, 2F]
-        h = fused.geglu(h, **bert.ACTIVATIONS[self.config.activation])  # [T, 2F] -> [T, F]
-        return x + self.down(dropout(h, self.config.mlp_dropout))       # [T, F] -> [T, H]
+        h = fused.geglu(h, **bert.ACTIVATIONS[c.activation])            # [T, 2F] -> [T, F]
+        h = dropout(h, c.mlp_dropout)
+        return x + self.down(h)                                         # [T, F] -> [T, H]
 
 
 class Layer(bert.Layer):
     def __init__(self, c, init, number):
-        self.attention, self.mlp = Attention(c, init, number), MLP(c, init)
+        self.attention = Attention(c, init, number)
+        self.mlp = MLP(c, init)

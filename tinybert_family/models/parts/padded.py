@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.ops import put
-from ..error import Error
+from ...engine.ops import put
+from ...error import Error
 
 
 class Packed(NamedTuple):

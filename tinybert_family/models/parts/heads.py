@@ -6,9 +6,9 @@ batch. A head is given the model that it stands on, to share what both need.
 """
 from functools import cached_property
 
-from ..engine import autograd, ops
-from ..engine.nn import Linear, Module, dropout
-from ..error import Error
+from ...engine import autograd, ops
+from ...engine.nn import Linear, Module, dropout
+from ...error import Error
 
 
 class Head(Module):

@@ -27,6 +27,17 @@ def published(model):
             yield fill(name, wild), tensor, slice(i * size, (i + 1) * size)
 
 
+def renamed(rules, old, new):
+    """The rules whose published names begin with old, which is new in another family's files."""
+    found = {}
+    for ours, theirs in rules.items():
+        several = theirs if isinstance(theirs, list) else [theirs]
+        if several[0].startswith(old):
+            several = [new + name.removeprefix(old) for name in several]
+            found[ours] = several if isinstance(theirs, list) else several[0]
+    return found
+
+
 def tasks_of(family, pooler=("pooler",)):
     """{class: its heads} for the tasks that every published family has classes for."""
     return {f"{family}ForSequenceClassification": (*pooler, "sequence"),
