@@ -163,7 +163,7 @@ def test_the_activation_is_the_config_files():
     small = replace(TINY, activation="gelu")
     a, b = (a_model(c)(IDS).last_hidden_state.numpy() for c in (small, TINY))
     assert 1e-6 < abs(a - b).max() < 1e-1
-    with pytest.raises(tbf.Error, match="activation: 'swish', but this model knows gelu"):
+    with pytest.raises(tbf.Error, match="hidden_act: 'swish', but this model knows gelu"):
         checkpoint.read_config(albert, dict(hidden_act="swish"), "config.json")
 
 

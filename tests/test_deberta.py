@@ -440,10 +440,10 @@ def test_holes_are_refused_since_distances_count():
     (dict(pooler_hidden_act="tanh"), "pooler_hidden_act is 'tanh'; only 'gelu'"),
     (dict(embedding_size=128), "embedding_size is 128; only 768 is supported"),
     (dict(pooler_hidden_size=12), "pooler_hidden_size is 12; only 768"),
-    (dict(pos_att_type=["c2p", "p2p"]), "terms: 'c2p|p2p', but these are known"),
+    (dict(pos_att_type=["c2p", "p2p"]), "pos_att_type: 'c2p|p2p', but these are known"),
     (dict(pos_att_type=3), "pos_att_type is 3, but a word is wanted"),
     (dict(relative_attention="yes"), "relative_attention is 'yes', but true or false is wanted"),
-    (dict(hidden_act="swish"), "activation: 'swish', but this model knows"),
+    (dict(hidden_act="swish"), "hidden_act: 'swish', but this model knows"),
 ])
 def test_what_config_json_asks_for_in_vain_is_named(settings, message):
     with pytest.raises(tbf.Error) as caught:
@@ -453,9 +453,9 @@ def test_what_config_json_asks_for_in_vain_is_named(settings, message):
 
 @pytest.mark.parametrize("settings, message", [
     (dict(conv_groups=2), "conv_groups is 2; only 1 is supported"),
-    (dict(conv_kernel_size=4), "conv: 4, but it must be odd"),
-    (dict(conv_act="swish"), "conv_activation: 'swish', but this model knows gelu, tanh"),
-    (dict(norm_rel_ebd="layer_norm"), "norm_relative: there are no distances"),
+    (dict(conv_kernel_size=4), "conv_kernel_size: 4, but it must be odd"),
+    (dict(conv_act="swish"), "conv_act: 'swish', but this model knows gelu, tanh"),
+    (dict(norm_rel_ebd="layer_norm"), "norm_rel_ebd: there are no distances"),
     (dict(norm_rel_ebd="batch_norm"), "norm_rel_ebd is 'batch_norm'; only none and layer_norm"),
     (dict(attention_head_size=32), "attention_head_size is 32; only 64 is supported"),
     (dict(num_attention_heads="3"), "num_attention_heads is '3', but a number is wanted"),

@@ -317,10 +317,10 @@ def test_entities_that_cannot_be():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(layer_types=["sim"] * 3), "kinds: 'sim sim sim', but for 4 layers"),
+    (dict(layer_types=["sim"] * 3), "layer_types: 'sim sim sim', but for 4 layers"),
     (dict(layer_types=["sim", "mix", "norm", "odd"]), "each of them sim, mix or norm"),
     (dict(layer_types=7), "layer_types is 7"),
-    (dict(num_attention_heads_ent=5), "entity_width: 12 is not divisible by 5 heads"),
+    (dict(num_attention_heads_ent=5), "entity_size: 12 is not divisible by 5 heads"),
     (dict(is_decoder=True), "is_decoder is True; only False")], ids=lambda x: str(x)[:30])
 def test_settings_that_cannot_be(change, message, tmp_path):
     tbf.save(a_model(), tmp_path)

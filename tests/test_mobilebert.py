@@ -318,7 +318,7 @@ def test_words_wider_than_states_can_be_read_but_not_guessed():
 
 
 @pytest.mark.parametrize("settings, message", [
-    (dict(normalization_type="rms"), "norm: 'rms', but this model knows"),
+    (dict(normalization_type="rms"), "normalization_type: 'rms', but this model knows"),
     (dict(tie_word_embeddings=False), "tie_word_embeddings is False; only True is supported"),
     (dict(trigram_input="yes"), "trigram_input is 'yes', but true or false is wanted"),
 ], ids=str)

@@ -94,8 +94,8 @@ def test_a_switch_that_would_change_the_numbers_is_refused_by_name(switch, value
     (dict(pad_token_id=None), "pad_token_id is None, but a number"),
     (dict(pad_token_id="1"), "pad_token_id is '1', but a number"),
     (dict(max_position_embeddings="514"), "max_position_embeddings is '514', but a number"),
-    (dict(max_position_embeddings=2), "positions: 0, but it must be at least 1"),
-    (dict(pad_token_id=-1), "pad: -1, but it must be at least 0")])
+    (dict(max_position_embeddings=2), "max_position_embeddings: 0, but it must be at least 1"),
+    (dict(pad_token_id=-1), "pad_token_id: -1, but it must be at least 0")])
 def test_nonsense_in_config_json_is_told_in_one_line(settings, words):
     with pytest.raises(tbf.Error, match=words) as problem:
         checkpoint.read_config(roberta, settings, "config.json")

@@ -195,8 +195,9 @@ def read_config(module, settings, where):
     seq = min(module.Config.seq, values.get("positions", module.Config.positions))
     try:
         return module.Config(**values, seq=seq)
-    except Error as problem:
-        raise Error(f"{where}: {problem}") from None
+    except Error as problem:                        # which names the field as we do
+        name, _, told = str(problem).partition(":")
+        raise Error(f"{where}: {module.HF_CONFIG.get(name, name)}:{told}") from None
 
 
 def labels_in(settings, where):
@@ -363,9 +364,10 @@ def fill(model, arrays, renamed, path, dtype, fresh=()):
     aside = {name for head in model.HEADS for name in weights_of(module, head)}
     tied = {theirs: ours for theirs, ours in module.HF_TIED.items() if ours in wanted}
     aside |= set(module.HF_TIED)
-    problems = [*listed("lacks", set(wanted) - set(renamed)),
-                *listed("also holds", set(renamed) - set(wanted) - aside),
-                *misshapen(arrays, renamed, wanted)]
+    lost, more = set(wanted) - set(renamed), set(renamed) - set(wanted) - aside
+    problems = [*listed("lacks", [shown(name) for name in lost]),
+                *listed("also holds", [shown(name) for name in more]),
+                *listed("", misshapen(arrays, renamed, wanted), "; ", 20)]
     if problems:
         raise Error(f"{path}: {'; '.join(problems)}; does its config.json belong to it?")
     for name, (tensor, rows) in wanted.items():
@@ -382,16 +384,19 @@ def fill(model, arrays, renamed, path, dtype, fresh=()):
                         "a decoder of its own is not supported")
 
 
-def listed(verb, names, most=4):
-    if names:
-        some = ", ".join(shown(name) for name in sorted(names)[:most])
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        yield f"{verb} {some}{more}"
+def listed(verb, found, between=", ", most=4):
+    if found:
+        some = between.join(sorted(found)[:most])
+        more = f" and {len(found) - most} more" if len(found) > most else ""
+        yield f"{verb} {some}{more}".strip()
 
 
 def misshapen(arrays, renamed, wanted):
     """Every tensor whose shape is not what config.json makes it."""
+    found = []
     for name, (tensor, rows) in wanted.items():
         shape = tensor.data[slice(None) if rows is None else rows].shape
-        if name in renamed and (found := arrays[renamed[name]].shape) != shape:
-            yield f"{renamed[name]} has shape {found}, but config.json makes it {shape}"
+        if name in renamed and (has := arrays[renamed[name]].shape) != shape:
+            found.append(f"{shown(renamed[name])} has shape {has}, but config.json makes it "
+                         f"{shape}")
+    return found
