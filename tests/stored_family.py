@@ -1,6 +1,6 @@
-"""Numbers of transformers for a class of every family, kept in data/family_hf.npz, so that the tests
-need neither torch nor transformers to compare with them. Made by `python tests/stored_family.py`
-where both are installed.
+"""Numbers of transformers for a class of every family, kept in data/family_hf.npz, so that the
+tests need neither torch nor transformers to compare with them. Made by
+`python tests/stored_family.py` where both are installed.
 
 Only outputs and gradients are stored, and of a gradient its length and four of its shadows: what
 is left of it in four directions (no error escapes all of them). Weights, inputs, directions and the

@@ -362,7 +362,8 @@ def test_what_the_mask_leaves_out_does_not_exist(name):
         np.testing.assert_allclose(logits[row, kept], model.mlm(alone).numpy(), rtol=1e-12,
                                    atol=1e-12)
         first = autograd.Tensor(alone.numpy()[:1])
-        np.testing.assert_allclose(pooled[row], model.pooler(first).numpy()[0], rtol=1e-12, atol=1e-12)
+        summary = model.pooler(first).numpy()[0]
+        np.testing.assert_allclose(pooled[row], summary, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(order[row], model.nsp(first).numpy()[0], rtol=1e-12, atol=1e-12)
 
 

@@ -601,7 +601,8 @@ def test_counting_says_what_is_wrong(tmp_path):
             dict(stored.CONFIG, vocab_size="many"))
     refused("config: vocab_size is True", tbf.count_parameters,
             dict(stored.CONFIG, vocab_size=True))
-    refused("config: hidden_size: 13.*3 heads", tbf.count_parameters, dict(stored.CONFIG, hidden_size=13))
+    refused("config: hidden_size: 13.*3 heads", tbf.count_parameters,
+            dict(stored.CONFIG, hidden_size=13))
     refused("nothing.json", tbf.count_parameters, tmp_path / "nothing.json")
     refused("config.json: architectures 'T5Model'.*BertModel", tbf.count_parameters,
             write(tmp_path / "a", architectures=["T5Model"]))

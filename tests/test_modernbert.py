@@ -377,7 +377,8 @@ FULL, LOCAL = "full_attention", "sliding_attention"
     (dict(layer_types=[], num_hidden_layers=0), "num_hidden_layers: 0"),
     (dict(global_attn_every_n_layers=0), "global_attn_every_n_layers is 0"),
     (dict(global_attn_every_n_layers="3"), "global_attn_every_n_layers is '3'"),
-    (dict(local_attention=0), "local_attention: 0"), (dict(global_rope_theta=None), "global_rope_theta is"),
+    (dict(local_attention=0), "local_attention: 0"),
+    (dict(global_rope_theta=None), "global_rope_theta is"),
     (dict(hidden_size=36, num_attention_heads=12), "hidden_size: 36 with 12 heads makes 3 .* even"),
     (dict(mlp_dropout=1.0), "mlp_dropout: 1.0")])
 def test_what_this_model_cannot_do_is_told_by_name(settings, words):

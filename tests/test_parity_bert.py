@@ -33,6 +33,8 @@ CONFIGS = {
     "relu": dict(hidden_act="relu"),
     "eps and types": dict(layer_norm_eps=1e-2, type_vocab_size=7),
 }
+
+
 @pytest.fixture(scope="module", autouse=True)
 def factors(request):
     """{what: largest (our error / torch's error)}, printed when the module is done."""
@@ -90,8 +92,8 @@ def test_left_padding_is_not_right_padding():
 
 
 def test_the_pad_tokens_gradient_is_the_derivative_which_torch_drops(tmp_path):
-    """What peers.with_whole_gradient is for: unpatched, torch's gradient of row 0 lacks the lookup's
-    part."""
+    """What peers.with_whole_gradient is for: unpatched, torch's gradient of row 0 lacks the part of
+    the lookup."""
     patched, plain = theirs("bare"), transformers.BertModel(theirs("bare").config).double().eval()
     plain.load_state_dict(patched.state_dict())
     inputs = dict(input_ids=np.array([[0, 3, 5]]))

@@ -110,7 +110,8 @@ def test_a_variant_says_only_what_differs(path):
     """Short, read against bert.py and at most one other, and it says so in its first lines."""
     text = path.read_text()
     assert 40 <= len(text.splitlines()) <= 200
-    assert re.search(r"\(.*\d{4}\).*Unlike BERT: ", " ".join(ast.get_docstring(ast.parse(text)).split()))
+    told = " ".join(ast.get_docstring(ast.parse(text)).split())
+    assert re.search(r"\(.*\d{4}\).*Unlike BERT: ", told)
     # one attention serves all: a variant says what it is asked, never how it answers
     assert "softmax" not in set(map(name_of, calls(ast.parse(text))))
     siblings = {name for name in imports(path) if re.fullmatch(r"models\.\w+", name)}
@@ -169,8 +170,8 @@ def test_nothing_that_runs_what_it_reads(path):
     if path.name == "test_style.py":
         return
     # Methods may be called so, such as the eval() of a torch model where torch is the oracle.
-    oracle = path.name.startswith("test_parity") or path.name in ("bench.py", "peers.py", "stored.py",
-                                                                  "stored_family.py")
+    oracle = path.name.startswith("test_parity") or path.name in (
+        "bench.py", "peers.py", "stored.py", "stored_family.py")
     harmless = {"eval"} if oracle else set()
     called = set(map(name_of, calls(ast.parse(path.read_text()))))
     assert not called & {"eval", "exec"} - harmless

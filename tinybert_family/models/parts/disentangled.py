@@ -196,6 +196,8 @@ class Pooler(heads.Pooler):
     def forward(self, first):
         first = dropout(first, self.config.pooler_dropout)
         return fused.gelu(self.dense(first))
+
+
 class Enhanced(Module):
     """The enhanced mask decoder (EMD): what the masked-word head reads in pre-training.
 
