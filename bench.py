@@ -3,7 +3,7 @@
     python bench.py                   our own numbers, and the share of the floor reached
     python bench.py --peers           beside transformers on torch, and the tokenizers library
     python bench.py --section step --size tiny --peers --json numbers.json
-    python bench.py --section infer --size base --model all --peers
+    python bench.py --section infer --peers
     python bench.py --section family  every model beside BERT, and beside what its paper says
 
 The floor of a step is the time of its matrix products alone (a real step tells which), in arrays
@@ -96,7 +96,7 @@ def read_command(argv):
     add("--size", nargs="+", action="extend", help="default: tiny, mini, small and base, where a "
         "model has them; the section family has base, or smoke if that is asked for")
     add("--model", nargs="+", action="extend", choices=[*checkpoint.MODELS, "all"],
-        help="in the sections step and infer (default bert); the section family has all of them")
+        help="in step and infer (default: bert, and in infer the base of all); family has all")
     add("--lengths", nargs="+", choices=LENGTHS, default=LENGTHS)
     add("--dropout", nargs="+", type=float, choices=DROPOUTS, default=DROPOUTS, help="in training")
     add("--threads", choices=["1", "all"], default="1", help="1: CPU time; all: wall time")
@@ -108,6 +108,7 @@ def read_command(argv):
     add("--alone", choices=["ours", "transformers"],
         help="one side of the first line in this process: its memory and time, as JSON")
     args = parser.read(argv)
+    args.others = () if args.model or args.size else checkpoint.MODELS[1:]
     args.section, args.model = args.section or SECTIONS, args.model or ["bert"]
     if "all" in args.model:
         args.model = checkpoint.MODELS
@@ -484,6 +485,8 @@ def model_rows(args, peers):
     for (name, size), section in itertools.product(args.lines, dropouts):
         for dropout in dropouts[section] if section in args.section else ():
             yield from measured(args, peers, section, name, size, dropout)
+    for name in args.others if "infer" in args.section else ():
+        yield from measured(args, peers, "infer", name, "base", 0.0)
 
 
 def measured(args, peers, section, name, size, dropout):

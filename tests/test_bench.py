@@ -205,6 +205,16 @@ def test_models_are_measured_at_the_sizes_they_have():
     assert lines("--model mobilebert --size teacher")[0] == [("mobilebert", "teacher")]
 
 
+def test_unless_told_what_to_measure_inference_covers_every_model_at_base(monkeypatch):
+    monkeypatch.setattr(bench, "measured", lambda args, peers, *what: [what])
+    whole = [("infer", "bert", size, 0.0) for size in ("tiny", "mini", "small", "base")]
+    whole += [("infer", name, "base", 0.0) for name in checkpoint.MODELS if name != "bert"]
+    assert list(bench.model_rows(bench.read_command("--section infer".split()), None)) == whole
+    for less in "--section infer --model roberta", "--section infer --size base", "--section step":
+        rows = list(bench.model_rows(bench.read_command(less.split()), None))
+        assert {name for _, name, *_ in rows} == {"roberta" if "roberta" in less else "bert"}
+
+
 def test_what_was_measured_before_an_interruption_is_kept(monkeypatch, tmp_path, capsys):
     def interrupted(args, peers):
         yield dict(section="infer", model="bert", ours=1.0)
