@@ -11,6 +11,9 @@ from .autograd import Tensor, parameter
 from .ops import part
 
 
+DRAWS = 1 << 20                     # at a time
+
+
 class Init:
     """Where new parameters come from: a generator, and how wide their values are spread.
 
@@ -27,13 +30,19 @@ class Init:
     def normal(self, shape):
         if self.rng is None:
             return self.constant(shape, 0)
-        x = self.rng.standard_normal(shape)
-        far = abs(x) > 2
-        while far.any():                            # draw again what lies beyond two deviations
-            again = int(far.sum())
-            x[far] = self.rng.standard_normal(again)
-            far = abs(x) > 2
-        return parameter((x * (self.std or shape[-1] ** -0.5)).astype(self.dtype))
+        std = self.std or shape[-1] ** -0.5
+        y = np.empty(shape, self.dtype)
+        flat, far = y.reshape(-1), []
+        for lo in range(0, y.size, DRAWS):          # a large table in float64 would be twice itself
+            x = self.rng.standard_normal(min(DRAWS, y.size - lo))
+            far.append(lo + np.flatnonzero(abs(x) > 2))
+            flat[lo:lo + len(x)] = x * std
+        far = np.concatenate(far) if far else []
+        while len(far):                             # draw again what lies beyond two deviations
+            x = self.rng.standard_normal(len(far))
+            flat[far] = x * std
+            far = far[abs(x) > 2]
+        return parameter(y)
 
     def waves(self, shape, height=0.25):
         """Sines and cosines of the row number, the slowest 10,000 times slower than the fastest.
