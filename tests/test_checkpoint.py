@@ -269,6 +269,20 @@ def test_a_head_that_stands_on_the_pooler_brings_it(model, head, tmp_path):
     assert found.pooler is not None and getattr(found, head).pooler is found.pooler
 
 
+def test_the_classifier_of_another_task_is_not_this_ones(tmp_path):
+    """They have one name; config.json says whose it is, or else the caller."""
+    more = {"classifier.weight": np.ones((2, 12), np.float32),
+            "classifier.bias": np.ones(2, np.float32)}
+    tensors = {**without(single(), "cls."), **more}
+    folder = write(tmp_path / "a", tensors, architectures=["BertForSequenceClassification"])
+    with pytest.warns(UserWarning, match="no token head; freshly initialised"):
+        model = tbf.load(folder, head="token")
+    assert not model.token.classifier.bias.data.any() and model.token.classifier.weight.data.std()
+    assert np.array_equal(tbf.load(folder, head="sequence").sequence.classifier.bias.data, [1, 1])
+    unsaid = tbf.load(write(tmp_path / "b", tensors), head="token")
+    assert np.array_equal(unsaid.token.classifier.bias.data, [1, 1])
+
+
 def test_a_question_has_two_scores_whatever_the_labels(tmp_path):
     """transformers reads their number from the labels."""
     folder = write(tmp_path / "a", single(), num_labels=5)

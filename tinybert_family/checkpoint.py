@@ -76,18 +76,19 @@ def load(folder, dtype=np.float32, head=None, labels=None, seed=0, model=None):
     config = read_config(module, settings, where)
     if labels is not None:
         config = replace(config, labels=labels)
-    heads = heads_in(module, renamed, promised(module, settings), path)
-    if head is not None:
-        heads = heads_for(module, head)
+    heads = () if head is None else heads_for(module, head)
+    found = heads_in(module, renamed, promised(module, settings) or heads, path)
+    heads = heads or found
     # Before so many are made. (ALBERT's layers share their tensors.)
     if getattr(config, "groups", config.layers) > len(renamed):
         raise Error(f"{path}: holds {len(renamed)} tensors, too few for the {config.layers} layers "
                     "of config.json; the two files do not belong together")
     model = module.Model(config, Init(dtype=dtype), heads)
     model.settings = settings
-    # A head without weights (MobileBERT's summary may be one) lacks none.
+    # A head without weights (MobileBERT's summary may be one) lacks none; and the classifier of
+    # another task is not this one's, though it has the same name.
     fresh = [name for name in heads if getattr(model, name).named()
-             and not weights_of(module, name) & set(renamed)]
+             and (name not in found or not weights_of(module, name) & set(renamed))]
     for name in heads if fresh else ():     # all anew: they may share what is fresh
         init = Init(seed, config.init, dtype) if name in fresh else Init(dtype=dtype)
         setattr(model, name, model.HEADS[name](config, init, model))
