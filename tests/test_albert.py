@@ -188,3 +188,12 @@ def test_a_deep_model_comes_back_from_its_folder(tmp_path):
     assert len(again.layers) == 40 and again.layers[0] is again.layers[39]
     found, expected = (m(IDS).last_hidden_state.numpy() for m in (again, model))
     assert np.array_equal(found, expected)
+
+
+def test_the_order_head_has_as_many_rows_as_labels():
+    """As transformers builds it."""
+    settings = dict(model_type="albert", num_labels=4, hidden_size=8, num_attention_heads=2,
+                    intermediate_size=8, vocab_size=20, embedding_size=4, num_hidden_layers=1)
+    two, four = (tbf.count_parameters(dict(settings, num_labels=n,
+                                           architectures=["AlbertForPreTraining"])) for n in (2, 4))
+    assert four == 2820 and four - two == 2 * 9

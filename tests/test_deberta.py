@@ -469,3 +469,20 @@ def test_and_of_v2(settings, message):
 def test_a_recipe_that_distances_make_needless_is_refused():
     with pytest.raises(tbf.Error, match="near: "):
         deberta.Config(near=True)
+
+
+def test_a_distance_without_a_bucket_is_told():
+    """transformers computes on, with buckets of no meaning."""
+    c = replace(deberta_v2.SIZES["smoke"], buckets=8, distances=4)
+    model = deberta_v2.Model(c, Init(0, 0.3))
+    assert np.isfinite(model([[1, 2, 3, 4, 5]]).last_hidden_state.numpy()).all()
+    with pytest.raises(tbf.Error, match="6 tokens, but with position_buckets 8 and .*ons 4 .*above 4"):
+        model([[1, 2, 3, 4, 5, 6]])
+
+
+def test_positions_in_the_embeddings_are_no_decoder(tmp_path):
+    """A bare model's file has no prefix, though both tables of positions have one name."""
+    c = replace(deberta.SIZES["smoke"], position_biased=True)
+    tbf.save(deberta.Model(c, Init(0), ()), tmp_path)
+    names = [name for name, _ in tbf.load(tmp_path).named_parameters()]
+    assert "embeddings.position_embeddings.weight" in names

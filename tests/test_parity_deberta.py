@@ -122,7 +122,10 @@ def test_a_wide_model_with_long_sequences_agrees(name, tmp_path):
 
 def test_buckets_are_those_of_transformers():
     far = np.arange(-700, 701)
-    for buckets, furthest in (256, 512), (32, 128), (8, 64), (16, 64), (4, 16), (5, 24), (64, 513):
+    usual = [(256, 512), (32, 128), (8, 64), (16, 64), (4, 16), (5, 24), (64, 513)]
+    # Here distances lie exactly on the edges of buckets.
+    edges = [(32, 129), (18, 17), (18, 26), (98, 257), (128, 513), (32, 1025)]
+    for buckets, furthest in usual + edges:
         expected = oracles.v2.make_log_bucket_position(torch.tensor(far), buckets, furthest)
         expected = expected.long().numpy()
         found = disentangled.bucket(far, buckets, furthest)

@@ -8,7 +8,7 @@ which passage follows, which topics give away, but which of two passages came fi
 """
 from dataclasses import dataclass
 
-from ..engine.nn import Linear, Module, dropout
+from ..engine.nn import Linear, Module
 from . import bert
 from .parts import heads
 from .parts.names import tasks_of
@@ -55,16 +55,10 @@ class Group(Module):
         self.layers = [bert.Layer(c, init) for _ in range(c.inner)]
 
 
-class SentenceOrder(heads.NextSentence):
-    """0: the two passages stand in their order. 1: they were swapped."""
-
-    def __init__(self, c, init, model):
-        super().__init__(c, init, model)
-        self.config = c
-
-    def forward(self, first):
-        y = dropout(self.pooler(first), self.config.head_dropout)
-        return self.classifier(y)
+class SentenceOrder(heads.Sequence):
+    """0: the two passages stand in their order. 1: they were swapped. (As many rows as a task has
+    labels, in transformers: two, unless config.json says otherwise.)"""
+    NEEDS = "pooler",
 
 
 class Output(heads.Output):

@@ -289,7 +289,8 @@ class Model(Module):
 
     def bare(self):
         """Is there no head for pre-training?"""
-        return all(getattr(self, name) is None for name in self.HEADS if name != "pooler")
+        heads = [getattr(self, name) for name in self.HEADS if name != "pooler"]
+        return not any(head and head.named() for head in heads)
 
     def named_parameters(self):
         """(name in the published file, Tensor with .grad) for every parameter.

@@ -44,16 +44,24 @@ class Relative(Module):
 
 def bucket(distance, buckets, furthest):
     """Half of the buckets hold one distance each; the others hold ever more, their edges evenly
-    spaced logarithms up to that of furthest - 1."""
+    spaced logarithms up to that of furthest - 1.
+
+    In float32, as transformers has it: which side of an edge a distance falls on, where one lies
+    exactly there, is a matter of rounding. (Not so with the published 256 and 512.)
+    """
     half = buckets // 2
-    if half < 1 or furthest - 1 <= half:
+    if half < 1 or abs(distance).max(initial=0) <= half:
         return distance
-    far = np.maximum(abs(distance), half)
-    last = np.log((furthest - 1) / half)
-    share = np.log(far / half) / last                                   # 0 to 1
-    number = half + np.ceil(share * (half - 1))
+    if furthest - 1 <= half:
+        raise Error(f"input_ids: {abs(distance).max() + 1} tokens, but with position_buckets "
+                    f"{buckets} and max_relative_positions {furthest} distances above {half} have "
+                    "no bucket; give the model shorter sequences")
+    far = np.maximum(abs(distance), half).astype(np.float32)
+    last = np.log(np.float32((furthest - 1) / half))
+    share = np.log(far / np.float32(half)) / last                       # 0 to 1
+    number = half + np.ceil(share * np.float32(half - 1))
     number = np.sign(distance) * number.astype(int)
-    return np.where(far > half, number, distance)
+    return np.where(abs(distance) > half, number, distance)
 
 
 class Buckets(Relative):
