@@ -197,6 +197,7 @@ BAD = {
     "unknown option": ("bert --learning-rat 1", ["unknown option --learning-rat"]),
     "typo in a setting": ("bert --drop-out 0.1", ["--drop-out", "did you mean --dropout?"]),
     "unknown model": ("bart", ["bart", "bert"]),
+    "a model without an objective": ("roberta", ["MODEL roberta", "pre-trains bert alone"]),
     "unknown size": ("bert --size huge", ["--size huge", "base", "large"]),
     "word for a number": ("bert --steps many", ["--steps", "many"]),
     "heads that do not divide": ("bert --heads 7", ["width", "7 heads", "63"]),
