@@ -3,19 +3,17 @@ import json
 import lzma
 import os
 import random
-import unicodedata
-from functools import cache
 
 import pytest
+from hostile import CODES, hostile
 
+from tinybert_family.error import Error
 from tinybert_family.text import wordpiece
-from tinybert_family.text.characters import find_kept
 from tinybert_family.text.wordpiece import SPECIAL, WordPiece
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 transformers = pytest.importorskip("transformers")
 
-CODES = [*range(0xD800), *range(0xE000, 0x110000)]
 # Every way of the four rules that an option can change.
 OPTIONS = [{}, {"lower": False},
            {"accents": False}, {"lower": False, "accents": True}, {"chinese": False}]
@@ -30,51 +28,21 @@ def both(shared, lower=True, accents=None, chinese=True):
     return WordPiece(wordpiece.read_vocab(path), lower, accents, chinese), theirs
 
 
-@cache
-def characters():
-    kinds, marks = {}, []
-    for c in map(chr, CODES):
-        kinds.setdefault(unicodedata.category(c), []).append(c)
-        if unicodedata.combining(c):
-            marks.append(c)
-    return list(kinds.values()), marks, [c for c in marks if find_kept(c)]
-
-
-@cache
-def hostile(count, seed):
-    """Strings of what goes wrong: every category, marks in any order, false spaces, long words."""
-    draw = random.Random(seed)
-    kinds, marks, kept = characters()
-    spaces = [*"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u200b\u200e\u2028\u2029\u202e",
-              *"\u202f\u3000\ufeff\x00\ufffd"]
-    words = ["hello", "World", *SPECIAL, "[mask]", "[", "naïve", "Σας", "ΟΔΟΣ", "İstanbul", "ǅ",
-             "ﬁ", "unaffable", "don't", "1.5", "😂", "👩‍👩‍👧", "中文", "한국어", "ß", "##ing", "שלום",
-             "नमस्ते", "a" * 99, "b" * 100, "c" * 101, "é" * 60, "x" * 200]
-
-    def part():
-        kind = draw.random()
-        if kind < 0.3:
-            return draw.choice(words)
-        if kind < 0.5:
-            return draw.choice(draw.choice(kinds))
-        if kind < 0.62:
-            accents = draw.choices(marks, k=draw.randint(0, 3))
-            accents += draw.choices(kept, k=draw.randint(0, 2))
-            draw.shuffle(accents)
-            return draw.choice("aeiouAEOyc") + "".join(accents)
-        if kind < 0.8:
-            return draw.choice(spaces)
-        return chr(draw.choice(CODES)) if kind < 0.9 else chr(draw.randint(33, 0x2FF))
-
-    return ["".join(part() for _ in range(draw.randint(0, 14))) for _ in range(count)]
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_ids_of_hostile_strings(shared, options):
     ours, theirs = both(shared, **options)
     texts = hostile(20000, seed=1)
     expected = theirs(texts, add_special_tokens=False)["input_ids"]
     assert [text for text, ids in zip(texts, expected) if ours.encode(text) != ids] == []
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_places_of_hostile_strings(shared, options):
+    ours, theirs = both(shared, **options)
+    texts = hostile(20000, seed=11)
+    expected = theirs(texts, add_special_tokens=False, return_offsets_mapping=True)
+    for text, ids, places in zip(texts, expected["input_ids"], expected["offset_mapping"]):
+        assert ours.trace(text) == (ids, places), text
 
 
 def words_of_both(ours, theirs, text):
@@ -141,6 +109,50 @@ def test_truncation_of_every_small_pair(shared):
         assert [row[:mask.sum()].tolist() for row, mask in rows] == expected
 
 
+@pytest.mark.parametrize("strategy", ["only_first", "only_second"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_of_one_of_two(shared, strategy, side):
+    """What leaves nothing of the text that is cut, both refuse (they panic in some cases)."""
+    ours, theirs = both(shared)
+    ours.truncation_side = theirs.truncation_side = side
+    for first in range(7):
+        for second in range(7):
+            for limit in range(3, 14):
+                # In lists: of a lone pair "" they say that there is none.
+                call = ["a b c d e f g"[:2 * first]], ["h i j k l m n"[:2 * second]]
+                options = dict(max_length=limit, truncation=strategy)
+                try:
+                    expected = theirs(*call, **options)["input_ids"]
+                except BaseException:       # a panic of theirs is no Exception
+                    with pytest.raises(Error):
+                        ours(*call, **options)
+                else:
+                    assert ours(*call, **options)["input_ids"].tolist() == expected
+
+
+@pytest.mark.parametrize("options", [
+    dict(padding_side="left"), dict(pad_to_multiple_of=8), dict(padding="max_length"),
+    dict(pad_to_multiple_of=10, padding_side="left"), dict(add_special_tokens=False),
+    dict(truncation="only_second", padding="max_length", pad_to_multiple_of=8),
+    dict(return_offsets_mapping=True, return_special_tokens_mask=True, padding_side="left"),
+    dict(return_token_type_ids=False),
+], ids=str)
+def test_batches_with_every_option(shared, options):
+    ours, theirs = both(shared)
+    texts = hostile(300, seed=8)
+    seconds = [text + " and more words" for text in hostile(300, seed=9)]
+    long = [("only_first words " * 9)[:n] for n in range(300)]
+    for first, second in (texts, None), (texts, seconds), (seconds, long):
+        call = dict(padding=True, truncation=True, max_length=120) | options
+        if call["truncation"] == "only_second" and second is None:
+            continue
+        expected = theirs(first, second, return_tensors="np", **call)
+        out = ours(first, second, **call)
+        assert sorted(out) == sorted(expected)
+        for name, array in out.items():
+            assert array.tolist() == expected[name].tolist(), name
+
+
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("clean", [False, True])
 def test_decoding_of_random_ids(shared, skip, clean):
@@ -166,6 +178,7 @@ def test_what_we_save_transformers_loads_equal(shared, tmp_path, options):
     loaded = [transformers.BertTokenizer.from_pretrained(tmp_path)]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     loaded.append(transformers.AutoTokenizer.from_pretrained(tmp_path))
+    loaded.append(transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path))
     for theirs in loaded:
         expected = theirs(texts, truncation=True, padding=True, return_tensors="np")
         for name, array in ours(texts).items():

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import lzma
+import math
 import random
 import unicodedata
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinybert_family.error import Error
-from tinybert_family.text import characters, wordpiece
+from tinybert_family.text import characters, tokenizer, wordpiece
 from tinybert_family.text.wordpiece import SPECIAL, WordPiece
 
 SIGNS = list(",.!?'-()[]#")
@@ -109,7 +110,7 @@ def test_published_vectors_of_real_vocabularies(shared):
 def test_every_python_has_the_same_table_of_characters():
     """The digest was made under Unicode 13, 14, 15, 15.1, 16 and 17, one and the same."""
     digest = hashlib.sha256()
-    tables = characters.Characters(True, True, True), characters.Characters(False, False, True)
+    tables = [characters.Characters(on, on, True, apart=True) for on in (True, False)]
     for code in (*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200)):
         rows = [table.replacement(chr(code)) for table in tables]
         digest.update(ascii((rows, characters.rank(chr(code)))).encode())
@@ -168,12 +169,12 @@ def test_decode_refuses_what_is_no_row_of_ids(ids):
 
 
 def test_a_full_memory_starts_again(monkeypatch):
-    monkeypatch.setattr(wordpiece, "MEMO_RUNS", 8)
+    monkeypatch.setattr(tokenizer, "MEMO_RUNS", 8)
     t, draw = WordPiece(TINY.vocab), random.Random(0)
     texts = [" ".join(draw.choices(STEMS + SIGNS, k=20)) + "x" * n for n in range(70, 110)]
     assert [t.encode(text) for text in texts] == [TINY.encode(text) for text in texts]
-    assert 0 < len(t.runs) <= 8 and 0 < len(t.words) <= 8
-    assert max(map(len, t.runs)) <= wordpiece.MEMO_LENGTH
+    assert 0 < len(t.runs) <= 8 and 0 < len(t.known) <= 8
+    assert max(map(len, t.runs)) <= tokenizer.MEMO_LENGTH
 
 
 @pytest.mark.parametrize("text", ["a\ud800b", "\udfff", "the cat\udc80"])
@@ -329,90 +330,46 @@ def test_progress_is_told():
     assert told == [(256, 395), (t.size - 5, 395)]
 
 
-# --- Files ----------------------------------------------------------------------------------------
+# --- Scoring by likelihood ------------------------------------------------------------------------
 
-@pytest.mark.parametrize("options", [
-    {}, {"lower": False}, {"accents": False}, {"chinese": False, "max_length": 64},
-])
-def test_saved_and_loaded_is_the_same(tmp_path, options):
-    t = WordPiece(TINY.vocab, **options)
-    t.save(tmp_path / "new")
-    again = WordPiece.load(tmp_path / "new")
-    for name in ("vocab", "lower", "accents", "chinese", "max_length"):
-        assert getattr(again, name) == getattr(t, name)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    again.save(tmp_path / "new")
-    assert first == {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
-    assert sorted(first) == ["special_tokens_map.json", "tokenizer_config.json", "vocab.txt"]
+def log_likelihood(known):
+    single = {}
+    for word, n in known:
+        for piece in word:
+            single[piece] = single.get(piece, 0) + n
+    total = sum(single.values())
+    return sum(n * math.log(n / total) for n in single.values())
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", " \n"])
-def test_line_ends_and_odd_pieces_keep_their_place(tmp_path, end):
-    lines = SPECIAL + ["\u2028", "cat", "\u3000", "", "x\u2028y", "dog"]
-    (tmp_path / "vocab.txt").write_bytes(("\ufeff" + end.join(lines) + end).encode())
-    t = WordPiece.load(tmp_path)
-    assert t.size == len(lines) and t.encode("[PAD] cat dog \u2028 \u3000") == [0, 6, 10]
-    (tmp_path / "vocab.txt").write_bytes(end.join(lines).encode())         # without a last line end
-    assert WordPiece.load(tmp_path).vocab == t.vocab
+@settings(max_examples=60)
+@given(st.lists(st.text("abcd", min_size=1, max_size=6), min_size=3, max_size=12), st.data())
+def test_the_score_is_the_gain_in_likelihood(words, data):
+    known = [(["abcd".index(c) for c in word], words.count(word)) for word in sorted(set(words))]
+    counts = wordpiece.Likelihood(known)
+    for new in range(4, 8):
+        pairs = sorted(pair for pair, n in counts.pairs.items() if n)
+        if not pairs:
+            break
+        pair = data.draw(st.sampled_from(pairs))
+        before, score = log_likelihood(counts.known), counts.score(pair)
+        counts.glue(pair, new)
+        if pair[0] != pair[1]:              # overlapping neighbours are only estimated
+            assert math.isclose(log_likelihood(counts.known) - before, score, abs_tol=1e-9)
 
 
-def test_options_beside_the_vocabulary_are_read(tmp_path):
-    TINY.save(tmp_path)
-    config = {"do_lower_case": False, "tokenize_chinese_chars": False, "model_max_length": 10 ** 30}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    t = WordPiece.load(tmp_path)
-    assert (t.lower, t.accents, t.chinese, t.max_length) == (False, None, False, None)
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert WordPiece.load(tmp_path).lower is True
+def test_likelihood_prefers_what_never_goes_apart():
+    # "q" is always followed by "u", but "e" is the most frequent neighbour of all.
+    words = {"qu": 5, "he": 6, "de": 6, "eh": 6, "ed": 6, "hd": 3, "dh": 3, "ee": 3}
+    first = len(wordpiece.alphabet(words, 99))
+    assert wordpiece.learn(words, first + 1)[-1] != "qu"
+    assert wordpiece.learn(words, first + 1, likelihood=True)[-1] == "qu"
 
 
-def test_tokenizer_json_serves_where_there_is_no_vocab_txt(tmp_path):
-    normalizer = {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}
-    whole = {"model": {"type": "WordPiece", "vocab": TINY.ids}, "normalizer": normalizer,
-             "added_tokens": [{"id": 2, "content": "[CLS]"}]}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
-    t = WordPiece.load(tmp_path)
-    assert t.vocab == TINY.vocab and t.lower is False
-
-
-GOOD = "\n".join(SPECIAL) + "\n"
-EXTRA = '{"added_tokens_decoder": {"9": {"content": "<e>"}}}'
-
-
-@pytest.mark.parametrize("files, message", [
-    ({}, "vocab.txt does not exist"),
-    ({"vocab.txt": ""}, r"vocab.txt: lacks \[PAD\] \[UNK\]"),
-    ({"vocab.txt": b"\x00\x01\xff\xfe" * 9}, r"vocab.txt: line 1 is not UTF-8 \(byte 0xff\)"),
-    ({"vocab.txt": GOOD.encode() + b"caf\xe9\n"}, "vocab.txt: line 6 is not UTF-8"),
-    ({"vocab.txt": GOOD + "cat\ndog\ncat\n"}, "vocab.txt: line 8 repeats 'cat' of 6"),
-    ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n"}, r"vocab.txt: lacks \[MASK\]"),
-    ({"vocab.txt": GOOD, "tokenizer_config.json": "{"}, "tokenizer_config.json is not JSON"),
-    ({"vocab.txt": GOOD, "tokenizer_config.json": "[" * 100000}, "config.json is not JSON"),
-    ({"vocab.txt": GOOD, "tokenizer_config.json": "[]"}, "tokenizer_config.json is a JSON list"),
-    ({"vocab.txt": GOOD, "tokenizer_config.json": '{"do_lower_case": "no"}'}, "_case is 'no'"),
-    ({"vocab.txt": GOOD, "tokenizer_config.json": EXTRA}, "'<e>'"),
-    ({"tokenizer.json": '{"model": {"type": "BPE"}}'}, "tokenizer.json describes no WordPiece"),
-    ({"tokenizer.json": '{"model": {"vocab": {"a": 1}}, "normalizer": {}}'}, "not 0 to 0"),
-    ({"tokenizer.json": '{"model": {"vocab": {"a": 0}}, "normalizer": {}}'}, "json: lacks"),
-])
-def test_bad_files_are_named_in_one_line(tmp_path, files, message):
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(Error, match=message) as caught:
-        WordPiece.load(tmp_path)
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
-
-
-def test_a_folder_in_the_place_of_the_file_is_an_error(tmp_path):
-    (tmp_path / "vocab.txt").mkdir()
-    with pytest.raises(Error, match="vocab.txt cannot be read"):
-        WordPiece.load(tmp_path)
-
-
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(Error, match="cannot be written"):
-        TINY.save(tmp_path / "file")
+def test_learning_by_likelihood_is_deterministic():
+    words = {a + b + c: 1 + (ord(a) * ord(c)) % 7 for a in "abcde" for b in "abxy" for c in "abz"}
+    shuffled = dict(sorted(words.items(), key=lambda item: item[0][::-1]))
+    assert wordpiece.learn(words, 60, likelihood=True) == \
+        wordpiece.learn(shuffled, 60, likelihood=True)
 
 
 @pytest.mark.parametrize("vocab, message", [

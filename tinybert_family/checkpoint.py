@@ -18,7 +18,7 @@ from .error import Error
 from .files import (make_writable, read_json, read_safetensors, safetensors_header, shown,
                     write_atomically, write_safetensors)
 from .models.parts.names import in_its_file, published
-from .text.wordpiece import WordPiece
+from .text import tokenizer_files
 
 # model_type in config.json -> the file in models/ that reads it
 TYPES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "albert": "albert",
@@ -136,7 +136,7 @@ def published_files(model):
 
 
 def load_tokenizer(folder):
-    return WordPiece.load(folder)
+    return tokenizer_files.load(folder)
 
 
 def count_parameters(config):

@@ -70,6 +70,16 @@ def read_bytes(path, limit=None):
     return raw
 
 
+def read_text(path):
+    raw = read_bytes(path, LIMIT)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        raise Error(f"{shown(path)}: line {line} is not UTF-8 (byte 0x{raw[e.start]:02x}); "
+                    "is this a text file?") from None
+
+
 def read_json(path):
     """A JSON file whose top level is an object, as a dict."""
     value = parse_json(read_bytes(path, LIMIT), shown(path))

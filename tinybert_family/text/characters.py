@@ -90,8 +90,9 @@ def lowered(c):
 class Characters(dict):
     """Code point -> the text that replaces it, as str.translate wants it; made at first sight."""
 
-    def __init__(self, lower, accents, chinese):
-        self.lower, self.accents, self.chinese = lower, accents, chinese
+    def __init__(self, lower, accents, chinese, apart=False):
+        """apart: punctuation gets spaces around it, so that cleaning and cutting words are one."""
+        self.lower, self.accents, self.chinese, self.apart = lower, accents, chinese, apart
 
     def __missing__(self, code):
         self[code] = text = self.replacement(chr(code))
@@ -108,7 +109,7 @@ class Characters(dict):
         letters = [x for x in decomposed(c) if not is_mark(x)] if self.accents else [c]
         if self.lower:
             letters = [x for letter in letters for x in lowered(letter)]
-        text = "".join(f" {x} " if is_punctuation(x) else x for x in letters)
+        text = "".join(f" {x} " if self.apart and is_punctuation(x) else x for x in letters)
         # Chinese is written without spaces, so each of its characters is made a word.
         return f" {text} " if self.chinese and within(ord(c), CHINESE) else text
 
@@ -126,6 +127,48 @@ def ordered(text):
     """The one rule that looks at neighbours. The accents of a letter may be written in any order,
     so each run of them is sorted by class before the marks among them are dropped. That shows only
     where one stays, so only texts with a KEPT character come here."""
-    letters = [x for c in text if not is_removed(c) for x in decomposed(c)]
-    runs = groupby(letters, lambda c: rank(c) > 0)
-    return "".join(x for ranked, run in runs for x in (sorted(run, key=rank) if ranked else run))
+    return in_order(text, [(0, 0)] * len(text))[0]
+
+
+def in_order(text, spans):
+    """`ordered`, and where each character stood. A letter that falls into several takes one place:
+    the first of them takes the next place that is free, the others the last one that was taken."""
+    stay = [(c, span) for c, span in zip(text, spans) if not is_removed(c)]
+    letters = [(x, n > 0) for c, _ in stay for n, x in enumerate(decomposed(c))]
+    runs = groupby(letters, lambda letter: rank(letter[0]) > 0)
+    letters = [letter for ranked, run in runs
+               for letter in (sorted(run, key=lambda letter: rank(letter[0])) if ranked else run)]
+    places, taken = [], 0
+    for _, further in letters:
+        taken += not further
+        places.append(stay[max(taken, 1) - 1][1])
+    return "".join(c for c, _ in letters), places
+
+
+class BertNormalizer:
+    """The same table for a whole text, and with the place where each character came from."""
+
+    def __init__(self, lower, accents, chinese):
+        self.table = Characters(lower, accents, chinese)
+
+    def __call__(self, text):
+        if self.table.accents and find_kept(text):
+            text = ordered(text)
+        return text.translate(self.table)
+
+    def aligned(self, text, spans=None):
+        """-> (normal text, the (start, end) in the original of each of its characters)"""
+        spans = [(i, i + 1) for i in range(len(text))] if spans is None else spans
+        if self.table.accents and find_kept(text):
+            text, spans = in_order(text, spans)
+        new, places = [], []
+        for c, span in zip(text, spans):
+            replaced = c.translate(self.table)
+            new.append(replaced)
+            places += [span] * len(replaced)
+        return "".join(new), places
+
+    def to_json(self, accents):
+        return dict(type="BertNormalizer", clean_text=True,
+                    handle_chinese_chars=self.table.chinese, strip_accents=accents,
+                    lowercase=self.table.lower)

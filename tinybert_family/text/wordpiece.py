@@ -9,90 +9,50 @@ Why it is fast: language repeats itself, so the answer for each run of text betw
 kept, and encoding is mostly looking up runs in a dictionary.
 """
 import heapq
-import json
-import os
+import math
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
-
-import numpy as np
 
 from tinybert_family.error import Error
-from tinybert_family.text.characters import Characters, find_kept, ordered
+from tinybert_family.files import read_text
+from tinybert_family.text.characters import BertNormalizer, Characters, is_punctuation, within
+from tinybert_family.text.characters import WHITE, find_kept, ordered
+from tinybert_family.text.tokenizer import BRACKETS, Memo, Tokenizer, closed, longest, section
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SPECIAL = list(BRACKETS.values())
 LONGEST_WORD = 100          # characters; a longer word is [UNK] unseen
-MEMO_RUNS, MEMO_LENGTH = 1 << 17, 64        # runs of text remembered, none longer: 40 MB
 
 # --- The tokenizer --------------------------------------------------------------------------------
 # str.split() would split at these, but by the rules they vanish.
 FALSE_SPACES = dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x1f\x85"))
-# A text without them and without "[", which begins all special tokens, goes the short way.
-needs_care = re.compile(r"[\x0b\x0c\x1c-\x1f\x85\[]").search
-split_special = re.compile("(%s)" % "|".join(map(re.escape, SPECIAL))).split
-# Spaces that decoding closes: in every piece, and on demand once more in the whole text.
-GAPS = [" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"]
+find_false_space = re.compile(r"[\x0b\x0c\x1c-\x1f\x85]").search
+split_special = re.compile(f"({longest(SPECIAL)})").split
 
 
-class Memo(dict):
-    """A dictionary that asks `answer` for what it lacks, and forgets everything when it is full."""
+class WordPiece(Tokenizer):
+    KIND = "WordPiece"
 
-    def __init__(self, answer):
-        self.answer = answer
-
-    def __missing__(self, key):
-        value = self.answer(key)
-        if len(key) <= MEMO_LENGTH:
-            if len(self) >= MEMO_RUNS:
-                self.clear()
-            self[key] = value
-        return value
-
-
-class WordPiece:
-    """`encode` and `decode` one text; call it for a batch as a model wants it."""
-
-    def __init__(self, vocab, lower=True, accents=None, chinese=True, max_length=None):
+    def __init__(self, vocab, lower=True, accents=None, chinese=True, closes=True, roles=BRACKETS,
+                 **common):
         """`accents`: whether to remove them; None: just when lowering, as published models do.
-        `chinese`: each Chinese character is a word. `max_length`: where calls truncate unasked."""
-        self.vocab = check(list(vocab), "vocabulary: piece")
-        self.lower, self.accents, self.chinese = lower, accents, chinese
-        self.max_length = max_length
-        self.ids = {piece: i for i, piece in enumerate(self.vocab)}
-        self.pad, self.unk, self.cls, self.sep, self.mask = (self.ids[piece] for piece in SPECIAL)
+        `chinese`: each Chinese character is a word. `closes`: decoding closes gaps in each piece"""
+        super().__init__(check(list(vocab), "vocabulary: piece", roles), roles, **common)
+        self.lower, self.accents, self.chinese, self.closes = lower, accents, chinese, closes
         # Pieces that continue a word are looked up without their "##": that saves gluing it on.
         self.rest = {piece[2:]: i for piece, i in self.ids.items() if piece.startswith("##")}
-        self.characters = Characters(lower, lower if accents is None else accents, chinese)
+        options = lower, lower if accents is None else accents, chinese
+        self.normal, self.characters = BertNormalizer(*options), Characters(*options, apart=True)
         # Two memories: "(words" is new to the first, but "words" is not to the second.
-        self.runs, self.words = Memo(self._run), Memo(self._word)
-        self.tails = None
+        self.runs, self.known = Memo(self._run), Memo(self._word)
+        self.tails = Memo(self._tail)
 
-    @property
-    def size(self):
-        return len(self.vocab)
-
-    def encode(self, text):
-        """-> ids, without [CLS] and [SEP]; special tokens written in the text are recognised."""
+    def _ids(self, text, first=True):
         ids, runs = [], self.runs
-        try:
-            care = needs_care(text)
-        except TypeError:
-            kind = type(text).__name__
-            raise Error(f"a tokenizer encodes a str, not {kind}; decode bytes first") from None
-        if not care:
-            for run in text.split():
-                ids += runs[run]
-            return ids
-        for part in split_special(text):
-            if part in SPECIAL:
-                ids.append(self.ids[part])
-            else:
-                for run in part.translate(FALSE_SPACES).split():
-                    ids += runs[run]
+        if find_false_space(text):
+            text = text.translate(FALSE_SPACES)
+        for run in text.split():
+            ids += runs[run]
         return ids
-
-    def pieces(self, text):
-        return [self.vocab[i] for i in self.encode(text)]
 
     def split(self, run):
         """A run of text between white space -> its words and signs, cleaned."""
@@ -103,10 +63,10 @@ class WordPiece:
     def _run(self, run):
         words = run.translate(self.characters).split() if run.isascii() else self.split(run)
         if len(words) == 1:
-            return self.words[words[0]]
+            return self.known[words[0]]
         ids = []
         for word in words:
-            ids += self.words[word]
+            ids += self.known[word]
         return tuple(ids)
 
     def _word(self, word):
@@ -124,129 +84,99 @@ class WordPiece:
             start, known = end, self.rest
         return tuple(ids)
 
-    def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=False):
-        """Pieces -> text. Some signs lose the space before them; what encoding dropped is lost."""
-        ids = np.asarray(ids)
-        if ids.size == 0:
-            return ""
-        if ids.dtype.kind not in "iu" or ids.ndim > 1 or ids.min() < 0 or ids.max() >= self.size:
-            raise Error(f"decode wants one row of whole numbers from 0 to {self.size - 1}; "
-                        "give the rows of a batch one by one")
-        ids = np.atleast_1d(ids).tolist()
-        if skip_special_tokens:
-            special = {self.ids[piece] for piece in SPECIAL}
-            ids = [i for i in ids if i not in special]
-        if self.tails is None:
-            self.tails = [closed(piece[2:] if piece.startswith("##") else " " + piece)
-                          for piece in self.vocab]
+    # The plain way, with places.
+
+    def words(self, text, spans, first=True):
+        """At white space, and before and after every sign."""
+        words, start = [], 0
+        for i, c in enumerate(text + " "):
+            white = within(ord(c), WHITE)
+            if white or is_punctuation(c):
+                words += [(start, i)] * (start < i) + [(i, i + 1)] * (not white)
+                start = i + 1
+        return [(text[a:b], spans[a:b]) for a, b in words]
+
+    def cut(self, word):
+        ids = self._word(word)
+        if ids == (self.unk,):
+            return ids, (len(word),)
+        return ids, [len(self.vocab[i]) - 2 * (n > 0) for n, i in enumerate(ids)]
+
+    # Pieces -> text. Some signs lose the space before them.
+
+    def text_of(self, pieces):
         # The first piece has nothing to hang on to and keeps its "##".
-        text = "".join([self.vocab[i] for i in ids[:1]] + [self.tails[i] for i in ids[1:]])
-        return closed(text) if clean_up_tokenization_spaces else text
+        first = [closed(piece) if self.closes else piece for piece in pieces[:1]]
+        return "".join(first + [self.tails[piece] for piece in pieces[1:]])
 
-    # --- Batches ----------------------------------------------------------------------------------
-
-    def __call__(self, texts, pairs=None, max_length=None, truncation=True, padding=True):
-        """-> {"input_ids", "token_type_ids", "attention_mask"}: int64 arrays [S, longest], a row
-        [CLS] text [SEP] or [CLS] text [SEP] pair [SEP]. `padding`: True (to the longest), False
-        (all must be equally long) or "max_length". Truncation shortens the longer of the two."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        pairs = [pairs] if isinstance(pairs, str) else pairs
-        limit = self.max_length if max_length is None else max_length
-        firsts = [self.encode(text) for text in texts]
-        seconds = [None] * len(texts) if pairs is None else [self.encode(text) for text in pairs]
-        if len(seconds) != len(firsts):
-            raise Error(f"{len(firsts)} texts but {len(seconds)} pairs; give every text its pair")
-        if truncation and limit is not None:
-            room = limit - (2 if pairs is None else 3)
-            if room < 0:
-                raise Error(f"max_length {limit} has no room for [CLS] and [SEP]; "
-                            f"give at least {limit - room}")
-            both = [truncated(*row, room) for row in zip(firsts, seconds)]
-            firsts, seconds = [first for first, _ in both], [second for _, second in both]
-        heads = [[self.cls, *first, self.sep] for first in firsts]
-        tails = [[] if second is None else [*second, self.sep] for second in seconds]
-        sizes = [len(head) + len(tail) for head, tail in zip(heads, tails)]
-        if not padding and len(set(sizes)) > 1:
-            raise Error("texts of several lengths make no array without padding; set padding=True")
-        width = max(sizes, default=0)
-        if padding == "max_length" and limit is not None:
-            width = max(width, limit)
-        ids = np.full((len(heads), width), self.pad, np.int64)         # [S, longest]
-        types, mask = np.zeros_like(ids), np.zeros_like(ids)
-        for row, (head, tail) in enumerate(zip(heads, tails)):
-            ids[row, :sizes[row]] = head + tail
-            types[row, len(head):sizes[row]] = 1
-            mask[row, :sizes[row]] = 1
-        return {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+    def _tail(self, piece):
+        text = piece[2:] if piece.startswith("##") else " " + piece
+        return closed(text) if self.closes else text
 
     # --- Files ------------------------------------------------------------------------------------
 
-    def save(self, folder):
-        """Write vocab.txt, and two small files by which transformers loads the same tokenizer."""
-        roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        names = dict(zip(roles, SPECIAL))
-        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lower,
-                  "strip_accents": self.accents, "tokenize_chinese_chars": self.chinese, **names}
-        if self.max_length is not None:
-            config["model_max_length"] = self.max_length
-        folder = Path(folder)
-        write(folder / "vocab.txt", "".join(piece + "\n" for piece in self.vocab))
-        write(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-        write(folder / "special_tokens_map.json", json.dumps(names, indent=2) + "\n")
+    def to_json(self):
+        """The sections of tokenizer.json that are WordPiece's own."""
+        model = dict(type="WordPiece", unk_token=self.roles["unk"], continuing_subword_prefix="##",
+                     max_input_chars_per_word=LONGEST_WORD, vocab=self.ids)
+        return dict(normalizer=self.normal.to_json(self.accents),
+                    pre_tokenizer=dict(type="BertPreTokenizer"),
+                    decoder=dict(type="WordPiece", prefix="##", cleanup=self.closes), model=model)
 
     @classmethod
-    def load(cls, folder):
-        """Read vocab.txt (a piece a line, in the order of ids), or tokenizer.json where there is
-        none, and the options in tokenizer_config.json."""
-        folder = Path(folder)
-        path, options = folder / "tokenizer_config.json", {}
-        if path.exists():
-            options = parse(path)
-            refuse_added((options.get("added_tokens_decoder") or {}).values(), path)
-        if (folder / "vocab.txt").exists() or not (folder / "tokenizer.json").exists():
-            vocab = read_vocab(folder / "vocab.txt")
-        else:
-            vocab, normalizer = read_tokenizer(folder / "tokenizer.json")
-            options = {**normalizer, **options}
-        length = options.get("model_max_length")
-        if not isinstance(length, int) or length > 1 << 40:        # 1e30 is written for "no limit"
-            length = None
-        flags = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
-        for name, default in flags.items():
-            flags[name] = options.get(name, default)
-            if flags[name] not in (True, False, default):
-                raise Error(f"{path}: {name} is {flags[name]!r}; it must be true or false")
-        return cls(vocab, *flags.values(), max_length=length)
+    def from_json(cls, whole, where, vocab, **common):
+        normalizer = section(whole, "normalizer", where, "BertNormalizer")
+        section(whole, "pre_tokenizer", where, "BertPreTokenizer")
+        decoder = section(whole, "decoder", where, "WordPiece")
+        model = whole["model"]
+        fixed = {f"{where}: model.continuing_subword_prefix":
+                 (model.get("continuing_subword_prefix", "##"), "##"),
+                 f"{where}: model.max_input_chars_per_word":
+                 (model.get("max_input_chars_per_word", LONGEST_WORD), LONGEST_WORD),
+                 f"{where}: normalizer.clean_text": (normalizer.get("clean_text", True), True),
+                 f"{where}: decoder.prefix": (decoder.get("prefix", "##"), "##")}
+        for field, (value, only) in fixed.items():
+            if value != only:
+                raise Error(f"{field} is {value!r}; only {only!r} is known here")
+        names = dict(lower="lowercase", accents="strip_accents", chinese="handle_chinese_chars")
+        for ours, theirs in names.items():
+            value = normalizer.get(theirs)
+            if value is not None and not isinstance(value, bool):
+                raise Error(f"{where}: normalizer.{theirs} is {value!r}; it must be true or false")
+            if value is not None or ours == "accents":
+                common.setdefault(ours, value)
+        unk = model.get("unk_token", common["roles"]["unk"])
+        if unk not in vocab:
+            raise Error(f"{where}: model.unk_token is {unk!r}, which is not in the vocabulary")
+        common["roles"]["unk"] = unk
+        return cls(vocab, closes=decoder.get("cleanup", True), **common)
+
+    def files(self):
+        return {"vocab.txt": "".join(piece + "\n" for piece in self.vocab)}
+
+    def options(self):
+        return {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lower,
+                "strip_accents": self.accents, "tokenize_chinese_chars": self.chinese}
 
     @classmethod
-    def train(cls, texts, size, lower=True, progress=None):
+    def train(cls, texts, size, lower=True, progress=None, likelihood=False):
         """Learn `size` pieces from texts (an iterable of str); fewer only when the text has no more
         that occur twice. `progress(done, size)` is called now and then."""
         texts = [texts] if isinstance(texts, str) else texts
         counts = count_words(cls(SPECIAL, lower=lower), texts)
-        return cls(SPECIAL + learn(counts, size - len(SPECIAL), progress), lower=lower)
+        pieces = learn(counts, size - len(SPECIAL), progress, likelihood)
+        return cls(SPECIAL + pieces, lower=lower)
 
 
-def truncated(first, second, room):
-    """The shorter of the two is cut only where it alone takes more than half of the room."""
-    if second is None:
-        return first[:room], None
-    if len(first) + len(second) <= room:
-        return first, second
-    short = min(len(first), len(second), room // 2)
-    if len(first) <= len(second):
-        return first[:short], second[:room - short]
-    return first[:room - short], second[:short]
+def read_vocab(path):
+    """vocab.txt -> its pieces, one a line"""
+    # Lines end at "\n" alone: str.splitlines() would also cut at pieces such as U+2028. White space
+    # at the end of a line is dropped, as published readers do; with it a piece could never match.
+    lines = read_text(path).removeprefix("\ufeff").removesuffix("\n").split("\n")
+    return [line.rstrip() for line in lines]
 
 
-def closed(text):
-    """Without the spaces that written English does not have."""
-    for gap in GAPS:
-        text = text.replace(gap, gap.strip())
-    return text
-
-
-def check(vocab, where):
+def check(vocab, where, roles=BRACKETS):
     """Refuse what is no list of different pieces with the special tokens among them."""
     numbers = {}
     for number, piece in enumerate(vocab, 1):
@@ -256,77 +186,11 @@ def check(vocab, where):
         if piece and piece in numbers:
             raise Error(f"{where} {number} repeats {piece!r} of {numbers[piece]}; remove one")
         numbers[piece] = number
-    missing = [piece for piece in SPECIAL if piece not in numbers]
+    missing = [piece for piece in roles.values() if piece not in numbers]
     if missing:
         raise Error(f"{where.rpartition(':')[0]}: lacks {' '.join(missing)}; "
                     "a vocabulary of BERT has one piece a line, these among them")
     return vocab
-
-
-def refuse_added(tokens, path):
-    for token in tokens:
-        name = token.get("content") if isinstance(token, dict) else token
-        if name not in SPECIAL:
-            raise Error(f"{path}: added token {name!r}: only {' '.join(SPECIAL)} are known here")
-
-
-def read_vocab(path):
-    # Lines end at "\n" alone: str.splitlines() would also cut at pieces such as U+2028. White space
-    # at the end of a line is dropped, as published readers do; with it a piece could never match.
-    lines = read(path).removeprefix("\ufeff").removesuffix("\n").split("\n")
-    vocab = [line.rstrip() for line in lines]
-    return check(vocab, f"{path}: line")
-
-
-def read_tokenizer(path):
-    """tokenizer.json, the file of newer releases of transformers -> (vocabulary, options)"""
-    whole = parse(path)
-    model, normalizer = whole.get("model"), whole.get("normalizer")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or not isinstance(normalizer, dict):
-        raise Error(f"{path} describes no WordPiece tokenizer; put a vocab.txt beside it")
-    refuse_added(whole.get("added_tokens") or [], path)
-    if sorted(vocab.values(), key=str) != sorted(range(len(vocab)), key=str):
-        raise Error(f"{path}: the ids in model.vocab are not 0 to {len(vocab) - 1}, each once")
-    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
-             "tokenize_chinese_chars": "handle_chinese_chars"}
-    options = {ours: normalizer[theirs] for ours, theirs in names.items() if theirs in normalizer}
-    return check(sorted(vocab, key=vocab.get), f"{path}: piece"), options
-
-
-def read(path):
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise Error(f"{path} does not exist; name a folder that holds it") from None
-    except OSError as e:
-        raise Error(f"{path} cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        line = e.object.count(b"\n", 0, e.start) + 1
-        raise Error(f"{path}: line {line} is not UTF-8 (byte 0x{e.object[e.start]:02x}); "
-                    "is this a text file?") from None
-
-
-def parse(path):
-    text = read(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise Error(f"{path} is not JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise Error(f"{path} is a JSON {type(value).__name__}; it must be an object in braces")
-    return value
-
-
-def write(path, text):
-    """Under another name first: whoever looks sees the old file or the new one, never a half."""
-    new = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(text.encode())
-        os.replace(new, path)
-    except OSError as e:
-        raise Error(f"{path} cannot be written: {e.strerror}") from None
 
 
 # --- Learning a vocabulary ------------------------------------------------------------------------
@@ -351,35 +215,32 @@ def count_words(tokenizer, texts):
     return {word: n for word, n in words.items() if len(word) <= LONGEST_WORD}
 
 
-def learn(words, room, progress=None):
+def learn(words, room, progress=None, likelihood=False):
     """{word: count} -> at most `room` pieces: the alphabet, then glued pairs of neighbours.
 
-    How BERT's own vocabulary was learnt was never published. Two readings are told: glue the pair
-    ab with the highest count(ab), or the one whose gluing raises the likelihood of the text most,
-    the highest count(ab) / (count(a) count(b)). The second spends pieces on rare things that always
-    come together; the first makes shorter texts and is what other libraries do under this name. It
-    costs little, since after each gluing only the words that hold the pair are counted anew.
+    How BERT's own vocabulary was learnt was never published. Two readings are told, and both are
+    here: glue the pair with the highest count, or the one whose gluing raises the likelihood of the
+    text the most (Schuster and Nakajima, 2012). The second prefers pieces that seldom go apart; it
+    makes texts of 1 to 4 % more pieces (English, 2,048 and 8,192 pieces). The first is what other
+    libraries do under this name, and the default. Either costs little, since after each gluing only
+    the words that hold the pair are counted anew.
     """
     vocab = alphabet(words, room)
     ids = {piece: i for i, piece in enumerate(vocab)}
     spelt = [(spell(word), n) for word, n in words.items()]
     known = [([ids[x] for x in word], n) for word, n in spelt if all(x in ids for x in word)]
-    pairs, where = Counter(), defaultdict(set)
-    for at, (word, n) in enumerate(known):
-        for pair in zip(word, word[1:]):
-            pairs[pair] += n
-            where[pair].add(at)
-    # Equal counts go by ids, so the order of the texts decides nothing. Counts in the heap may be
+    counts = (Likelihood if likelihood else Counts)(known)
+    # Equal scores go by ids, so the order of the texts decides nothing. Scores in the heap may be
     # outdated: one that grew was pushed again, one that fell is put right when it comes up.
-    heap = [(-n, pair) for pair, n in pairs.items()]
+    heap = [(-counts.score(pair), pair) for pair in counts.pairs]
     heapq.heapify(heap)
     while heap and len(vocab) < room:
-        count, pair = heapq.heappop(heap)
-        n = pairs[pair]
-        if n < 2:           # what occurs once is not worth a piece
+        score, pair = heapq.heappop(heap)
+        now = -counts.score(pair)
+        if counts.pairs[pair] < 2 or now >= 0:      # what occurs once is not worth a piece
             continue
-        if n != -count:
-            heapq.heappush(heap, (-n, pair))
+        if now > score:
+            heapq.heappush(heap, (now, pair))
             continue
         piece = vocab[pair[0]] + vocab[pair[1]].removeprefix("##")
         new = ids.setdefault(piece, len(vocab))         # it may exist: a+bc and ab+c are one piece
@@ -387,8 +248,8 @@ def learn(words, room, progress=None):
             vocab.append(piece)
             if progress and len(vocab) % 256 == 0:
                 progress(len(vocab), room)
-        for pair in glue(pair, new, known, pairs, where):
-            heapq.heappush(heap, (-pairs[pair], pair))
+        for pair in counts.glue(pair, new):
+            heapq.heappush(heap, (-counts.score(pair), pair))
     if progress:
         progress(len(vocab), room)
     return vocab
@@ -422,22 +283,88 @@ def alphabet(words, room):
     return letters
 
 
-def glue(pair, new, known, pairs, where):
-    """Put `new` in the place of `pair` in all words -> the pairs that became more frequent."""
-    change = Counter()
-    for at in where.pop(pair):
-        word, n = known[at]
-        glued, i = [], 0
-        while i < len(word):
-            found = (word[i], *word[i + 1:i + 2]) == pair
-            glued.append(new if found else word[i])
-            i += 2 if found else 1
-        for old in zip(word, word[1:]):
-            change[old] -= n
-        for young in zip(glued, glued[1:]):
-            change[young] += n
-            where[young].add(at)
-        known[at] = glued, n
-    for changed, n in change.items():
-        pairs[changed] += n
-    return [changed for changed, n in change.items() if n > 0]
+class Counts:
+    """How often pieces stand side by side in the words as they are cut now; the score is that."""
+
+    def __init__(self, known):
+        """known: [(a word's pieces, how often it occurs)]"""
+        self.known, self.pairs, self.where = known, Counter(), defaultdict(set)
+        for at, (word, n) in enumerate(known):
+            for pair in zip(word, word[1:]):
+                self.pairs[pair] += n
+                self.where[pair].add(at)
+
+    def score(self, pair):
+        return self.pairs[pair]
+
+    def glue(self, pair, new):
+        """Put `new` in the place of `pair` in all words -> the pairs whose score rose."""
+        moved = Counter()
+        for at in self.where.pop(pair):
+            word, n = self.known[at]
+            glued, i = [], 0
+            while i < len(word):
+                found = (word[i], *word[i + 1:i + 2]) == pair
+                glued.append(new if found else word[i])
+                i += 2 if found else 1
+            for old in zip(word, word[1:]):
+                moved[old] -= n
+            for young in zip(glued, glued[1:]):
+                moved[young] += n
+                self.where[young].add(at)
+            self.known[at] = glued, n
+        for changed, n in moved.items():
+            self.pairs[changed] += n
+        return [changed for changed, n in moved.items() if n > 0]
+
+
+class Likelihood(Counts):
+    """The score of a pair ab: by how much gluing it raises the log-likelihood of the text.
+
+    Pieces are taken as drawn one by one, each as often as it occurs, so the log-likelihood is
+    the sum of f(count) over all pieces less f(total), with f(n) = n log n. Gluing ab n times over
+    takes n from the counts of a, of b and of the total, and makes a new piece with count n."""
+
+    def __init__(self, known):
+        super().__init__(known)
+        self.single, self.beside = Counter(), defaultdict(set)
+        for word, n in known:
+            for piece in word:
+                self.single[piece] += n
+        for pair in self.pairs:
+            for piece in pair:
+                self.beside[piece].add(pair)
+        self.total, self.scored = sum(self.single.values()), self.single.copy()
+
+    def score(self, pair):
+        n, total = self.pairs[pair], self.total
+        gain = change(total, n) - change(0, -n)         # f(total) - f(total - n) + f(n)
+        if pair[0] == pair[1]:                          # in "aaa" neighbours overlap
+            return gain - change(self.single[pair[0]], min(2 * n, self.single[pair[0]]))
+        return gain - sum(change(self.single[piece], n) for piece in pair)
+
+    def glue(self, pair, new):
+        holds = {at: self.known[at] for at in self.where[pair]}
+        rose = super().glue(pair, new)
+        for at, (word, n) in holds.items():
+            times = n * (len(word) - len(self.known[at][0]))
+            for piece in pair:
+                self.single[piece] -= times
+            self.single[new] += times
+            self.total -= times
+        self.scored[new] = self.single[new]
+        for young in rose:
+            for piece in young:
+                self.beside[piece].add(young)
+        # The rarer a piece, the likelier its pairs: those beside a piece that lost a tenth of its
+        # count since they were last scored are scored anew.
+        for piece in set(pair):
+            if self.single[piece] < 0.9 * self.scored[piece]:
+                self.scored[piece] = self.single[piece]
+                rose += [p for p in self.beside[piece] if self.pairs[p] > 1]
+        return rose
+
+
+def change(count, n):
+    """f(count) - f(count - n), with f(n) = n log n"""
+    return sum(sign * x * math.log(x) for sign, x in ((1, count), (-1, count - n)) if x > 0)

@@ -1,0 +1,170 @@
+"""Tokenizers' files in and out: what is saved loads the same, and what is wrong is named."""
+import json
+
+import pytest
+
+import tinybert_family as tbf
+from tinybert_family.error import Error
+from tinybert_family.text import tokenizer_files
+from tinybert_family.text.tokenizer import Added
+from tinybert_family.text.wordpiece import SPECIAL, WordPiece
+
+TINY = WordPiece(SPECIAL + list(",.!?'-()[]#") + ["the", "cat", "sat", "##s", "a", "b", "##a"])
+GOOD = "\n".join(SPECIAL) + "\n"
+NAMES = ("vocab", "roles", "added", "single", "pair", "inputs", "max_length", "padding_side",
+         "truncation_side", "clean_up")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"lower": False}, {"accents": False}, {"chinese": False, "max_length": 64},
+    {"padding_side": "left", "truncation_side": "left", "clean_up": True, "closes": False},
+    {"inputs": ("input_ids", "attention_mask"), "single": [("$A", 0)],
+     "pair": [("$A", 0), ("[SEP]", 0), ("$B", 2)]},
+    {"added": [Added(name) for name in SPECIAL] + [Added("the", left=True, normal=True)]},
+])
+def test_saved_and_loaded_is_the_same(tmp_path, options):
+    t = WordPiece(TINY.vocab, **options)
+    t.save(tmp_path / "new")
+    again = tbf.load_tokenizer(tmp_path / "new")
+    for name in (*NAMES, "lower", "accents", "chinese", "closes"):
+        ours, theirs = getattr(t, name), getattr(again, name)
+        assert sorted(ours) == sorted(theirs) if name == "added" else ours == theirs, name
+    first = contents(tmp_path / "new")
+    again.save(tmp_path / "new")
+    assert first == contents(tmp_path / "new")
+    assert sorted(first) == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+                             "vocab.txt"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " \n"])
+def test_line_ends_and_odd_pieces_keep_their_place(tmp_path, end):
+    lines = SPECIAL + ["\u2028", "cat", "\u3000", "", "x\u2028y", "dog"]
+    (tmp_path / "vocab.txt").write_bytes(("\ufeff" + end.join(lines) + end).encode())
+    t = WordPiece.load(tmp_path)
+    assert t.size == len(lines) and t.encode("[PAD] cat dog \u2028 \u3000") == [0, 6, 10]
+    (tmp_path / "vocab.txt").write_bytes(end.join(lines).encode())         # without a last line end
+    assert WordPiece.load(tmp_path).vocab == t.vocab
+
+
+def test_options_beside_the_vocabulary_are_read(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(TINY.vocab))
+    config = {"do_lower_case": False, "tokenize_chinese_chars": False, "model_max_length": 10 ** 30,
+              "tokenizer_class": "DistilBertTokenizer", "padding_side": "left"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    t = WordPiece.load(tmp_path)
+    assert (t.lower, t.accents, t.chinese, t.max_length) == (False, None, False, None)
+    assert t.padding_side == "left" and "token_type_ids" not in t("a")
+    (tmp_path / "tokenizer_config.json").unlink()
+    t = WordPiece.load(tmp_path)
+    assert t.lower is True and "token_type_ids" in t("a")
+
+
+def test_added_tokens_of_the_older_files_are_read(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(TINY.vocab).replace("[MASK]", "<mask>"))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(
+        {"mask_token": {"content": "<mask>", "lstrip": True}, "pad_token": "[PAD]"}))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<new>": TINY.size}))
+    t = tbf.load_tokenizer(tmp_path)
+    assert t.vocab[t.mask] == "<mask>" and t.size == TINY.size + 1
+    assert t.trace("cat  <mask><new>") == ([t.ids["cat"], t.mask, TINY.size],
+                                           [(0, 3), (3, 11), (11, 16)])
+    assert t.decode([TINY.size, t.mask], skip_special_tokens=True) == "<new>"
+
+
+def whole(**changes):
+    """A small tokenizer.json, with some of its parts replaced."""
+    good = tokenizer_files.whole_of(TINY)
+    return json.dumps({**good, **changes})
+
+
+def test_tokenizer_json_alone_is_enough(tmp_path):
+    normalizer = {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}
+    added = [{"id": TINY.size, "content": "<new>"}]
+    (tmp_path / "tokenizer.json").write_text(whole(normalizer=normalizer, added_tokens=added))
+    t = WordPiece.load(tmp_path)
+    assert t.vocab == TINY.vocab + ["<new>"] and t.lower is False
+    assert t.encode("cat<new>[MASK]")[1:] == [TINY.size, t.mask]
+
+
+MODEL = tokenizer_files.whole_of(TINY)["model"]
+STEPS = [{"Sequence": {"id": "A", "type_id": 0}}]
+TEMPLATE = {"type": "TemplateProcessing", "single": STEPS, "pair": [], "special_tokens": {}}
+
+
+@pytest.mark.parametrize("files, message", [
+    ({}, "holds no tokenizer: none of tokenizer.json, vocab.txt"),
+    ({"vocab.txt": ""}, r"vocab.txt: lacks \[PAD\] \[UNK\]"),
+    ({"vocab.txt": b"\x00\x01\xff\xfe" * 9}, r"vocab.txt: line 1 is not UTF-8 \(byte 0xff\)"),
+    ({"vocab.txt": GOOD.encode() + b"caf\xe9\n"}, "vocab.txt: line 6 is not UTF-8"),
+    ({"vocab.txt": GOOD + "cat\ndog\ncat\n"}, "vocab.txt: line 8 repeats 'cat' of 6"),
+    ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n"}, r"vocab.txt: lacks \[MASK\]"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": "{"}, "tokenizer_config.json: not valid JSON"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": "[" * 100000}, "config.json: .*nested too dee"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": "[]"}, "tokenizer_config.json: holds no JSON ob"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": '{"do_lower_case": "no"}'}, "_case is 'no'"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": '{"padding_side": "up"}'}, "side is 'up'"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": '{"mask_token": 7}'}, "mask_token must be a te"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": '{"mask_token": "<m>"}'}, "lacks <m>"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json": '{"model_input_names": 3}'}, "_names is 3"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json":
+      '{"added_tokens_decoder": {"9": {"content": "<e>"}}}'}, "'<e>' has the id 9, but nothing"),
+    ({"vocab.txt": GOOD, "tokenizer_config.json":
+      '{"added_tokens_decoder": {"x": {"content": "<e>"}}}'}, "'x' is 'x'; it must be a whole"),
+    ({"vocab.txt": GOOD, "added_tokens.json": '{"<e>": 2}'}, r"id 2, which belongs to '\[CLS\]'"),
+    ({"vocab.txt": GOOD, "added_tokens.json": '{"[CLS]": 5}'}, "id 5, but the vocabulary has it"),
+    ({"vocab.txt": GOOD, "added_tokens.json": '{"<e>": -1}'}, "'<e>' is -1; it must be"),
+    ({"tokenizer.json": "{}"}, "model.vocab is missing"),
+    ({"tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {}}}'}, "'WordLevel'; known are"),
+    ({"tokenizer.json": '{"model": {"type": "BPE", "vocab": []}}'}, "must be an object for a BPE"),
+    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 1}})}, "id 0 is missing; 1 pieces"),
+    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 0, "b": 0}})}, "0 is given twice"),
+    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": "0"}})}, "the id of 'a' is '0'"),
+    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 0}}, added_tokens=[],
+                              post_processor=None)}, "lacks .*PAD"),
+    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 0}})}, "id 0, which belongs to 'a'"),
+    ({"tokenizer.json": whole(model={**MODEL, "unk_token": "?!"})}, "unk_token is '\\?!'"),
+    ({"tokenizer.json": whole(model={**MODEL, "continuing_subword_prefix": "@"})}, "prefix is '@'"),
+    ({"tokenizer.json": whole(normalizer={"type": "NFC"})}, "normalizer is 'NFC'; a WordPiece"),
+    ({"tokenizer.json": whole(pre_tokenizer=None)}, "pre_tokenizer is None; a WordPiece"),
+    ({"tokenizer.json": whole(decoder={"type": "ByteLevel"})}, "decoder is 'ByteLevel'"),
+    ({"tokenizer.json": whole(post_processor={"type": "X"})}, "post_processor.type is 'X'"),
+    ({"tokenizer.json": whole(post_processor=TEMPLATE)}, "post_processor.pair must be a list"),
+    ({"tokenizer.json": whole(added_tokens=[{"content": "<e>"}])}, r"added_tokens\[0\].id is None"),
+    ({"tokenizer.json": whole(added_tokens=[{"id": 0}])}, r"added_tokens\[0\] must be a text"),
+    ({"tokenizer.json": '{"model": {"vocab": {"a": 0, "a": 1}}}'}, "'a' appears twice"),
+])
+def test_bad_files_are_named_in_one_line(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Error, match=message) as caught:
+        tbf.load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(Error, match="is no folder; name one that holds tokenizer.json"):
+        tbf.load_tokenizer(tmp_path / "none")
+
+
+def test_a_folder_in_the_place_of_the_file_is_an_error(tmp_path):
+    (tmp_path / "vocab.txt").mkdir()
+    with pytest.raises(Error, match="vocab.txt: not a regular file"):
+        tbf.load_tokenizer(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Error, match="choose a folder that can be written"):
+        TINY.save(tmp_path / "file")
+
+
+def test_a_tokenizer_of_another_kind_is_refused_by_its_class(tmp_path):
+    class Other(WordPiece):
+        KIND = "Other"
+    TINY.save(tmp_path)
+    with pytest.raises(Error, match="holds a WordPiece tokenizer, not Other"):
+        Other.load(tmp_path)

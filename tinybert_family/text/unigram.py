@@ -1,0 +1,626 @@
+"""Unigram, the tokenizer of SentencePiece, ALBERT, DeBERTa (v2, v3) and XLM-R.
+
+    text        "Hello wörld"
+    normal      "hello world"               capitals, accents, signs: normalize.py
+    words       "▁hello" "▁world"           a space is written "▁" and belongs to the word after it
+    pieces      "▁hello" "▁wor" "ld"        of all ways to cut a word, the most probable
+
+The model is simple: pieces are drawn one by one, each with a probability of its own, whatever stood
+before it. So a way to cut a word is as probable as its pieces' product, and a sum of logarithms,
+the scores, decides. Two hundred characters have more ways to be cut than there are atoms, yet one
+walk finds the best: the best way to a place is the best way to an earlier place, and one piece more
+(Viterbi, 1967).
+
+         ▁     w     o     r     l     d            best[end] = max over start of
+      0 --- 1 --- 2 --- 3 --- 4 --- 5 --- 6             best[start] + score(word[start:end])
+      |-------- ▁wor --------|--- ld ----|
+
+A character that no piece covers is unknown. It costs more than any piece, so it is never chosen for
+its own sake; neighbours that are unknown make one unknown token, or are spelt in bytes where the
+vocabulary has pieces for these. How pieces and scores are learnt: unigram_training.py.
+"""
+import math
+import re
+from collections import Counter
+from ctypes import c_float
+from decimal import Decimal
+
+import regex
+
+from tinybert_family.error import Error
+from tinybert_family.text import sentencepiece, unigram_training
+from tinybert_family.text.characters import is_punctuation
+from tinybert_family.text.normalize import SPACES, Charsmap, Form, Lowercase, Normalizer
+from tinybert_family.text.normalize import Precompiled, Replace, StripAccents, normalizer_of
+from tinybert_family.text.tokenizer import ANGLES, BRACKETS, INPUTS, ROLES, Added, Memo, Tokenizer
+from tinybert_family.text.tokenizer import parts
+
+MARK = "\u2581"             # "▁"
+PENALTY = 10.0              # an unknown character is so much worse than the worst piece
+SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")            # ALBERT's names
+COUNTED = 1 << 22           # different runs held while counting; beyond, those seen once are dropped
+
+
+# --- Words ----------------------------------------------------------------------------------------
+# A text is cut into words by one rule after another. Each takes a part of the text, the places in
+# the original of its characters (None: nobody asked) and whether the text begins here, and gives
+# the parts of that part.
+
+def slices(text, spans, borders):
+    return [(text[a:b], spans and spans[a:b]) for a, b in borders if a < b]
+
+
+class WhitespaceSplit:
+    """At white space, which falls out."""
+    find = re.compile(f"[^{SPACES}]+").finditer
+
+    def __call__(self, text, spans, first):
+        return slices(text, spans, [match.span() for match in self.find(text)])
+
+    def to_json(self):
+        return {"type": "WhitespaceSplit"}
+
+
+class Punctuation:
+    """Each sign is a part by itself."""
+
+    def __call__(self, text, spans, first):
+        borders, begin = [], 0
+        for i, c in enumerate(text):
+            if is_punctuation(c):
+                borders += [(begin, i), (i, i + 1)]
+                begin = i + 1
+        return slices(text, spans, borders + [(begin, len(text))])
+
+    def to_json(self):
+        return {"type": "Punctuation", "behavior": "Isolated"}
+
+
+class Metaspace:
+    """Spaces become "▁", and what does not begin with one is given one, so that a word is the same
+    word wherever it stands. `prepend`: "always", "first" (just where the text begins) or "never".
+    `split`: each "▁" begins a new part."""
+
+    def __init__(self, mark=MARK, prepend="always", split=True):
+        self.mark, self.prepend, self.split = mark, prepend, split
+        self.find = re.compile(f"{re.escape(mark)}[^{re.escape(mark)}]*|[^{re.escape(mark)}]+")
+
+    def __call__(self, text, spans, first):
+        text = text.replace(" ", self.mark)
+        if self.prepends(text) and (self.prepend == "always" or self.prepend == "first" and first):
+            text, spans = self.mark + text, spans and [spans[0], *spans]
+        if not self.split:
+            return [(text, spans)]
+        return slices(text, spans, [match.span() for match in self.find.finditer(text)])
+
+    def prepends(self, text):
+        return text and not text.startswith(self.mark)
+
+    def to_json(self):
+        return {"type": "Metaspace", "replacement": self.mark, "prepend_scheme": self.prepend,
+                "split": self.split}
+
+
+class SentencePiece(Metaspace):
+    """SentencePiece cuts a text as a whole, and prepends a "▁" to any. `silent`: ids of pieces
+    that no text is cut into."""
+
+    def __init__(self, prepend="always", silent=()):
+        super().__init__(MARK, prepend, split=False)
+        self.silent = sorted(silent)
+
+    def prepends(self, text):
+        return text
+
+    def to_json(self):
+        # Other readers take this for a Metaspace. The words that it makes have the same pieces, but
+        # for ties, see Unigram.
+        return {**super().to_json(), "split": True, "sentencepiece": {"silent": self.silent}}
+
+
+class Decoder:
+    """Pieces -> text. Each "▁" is a space; `drops`: those of the first piece were not in the text.
+    `in_bytes`: <0xC3> <0xA9> is é; of what is no UTF-8 each byte becomes a U+FFFD."""
+
+    def __init__(self, mark, drops, in_bytes):
+        self.mark, self.drops, self.in_bytes = mark, drops, in_bytes
+
+    def __call__(self, pieces):
+        pieces = self.joined(pieces) if self.in_bytes else pieces
+        first = "" if self.drops else " "
+        return "".join(piece.replace(self.mark, " " if i else first)
+                       for i, piece in enumerate(pieces))
+
+    def joined(self, pieces):
+        found, data = [], b""
+        for piece in [*pieces, ""]:
+            if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece):
+                data += bytes([int(byte[1], 16)])
+                continue
+            try:
+                found += [data.decode()] * bool(data)
+            except UnicodeDecodeError:
+                found += ["\ufffd"] * len(data)
+            data = b""
+            found.append(piece)
+        return found
+
+    def to_json(self):
+        spaces = Metaspace(self.mark, "always" if self.drops else "never").to_json()
+        if not self.in_bytes:
+            return spaces
+        return {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, spaces]}
+
+
+# --- The tokenizer --------------------------------------------------------------------------------
+BLANKS = [c for c in map(chr, range(0x3001)) if c.isspace()]            # where str.split() cuts
+# What may be one sign with white space before it, or (Prepend) behind it.
+find_joined = r"\s[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}\p{M}]|\p{GCB=Prepend}"
+
+
+class Unigram(Tokenizer):
+    KIND = "Unigram"
+
+    def __init__(self, vocab, scores, roles, normal=None, rules=None, byte_fallback=False,
+                 decoder=None, from_text=False, **common):
+        """scores: of the pieces, in the order of ids; added tokens at the end may have none.
+        rules: how a text is cut into words. byte_fallback: what is unknown is spelt in bytes.
+        decoder: how pieces become text, see `Decoder`; None: so that `rules` are undone.
+        from_text: scores are those that the published tokenizers read from a file, see `as_read`.
+
+        There are two readings of such vocabularies. The published tokenizers cut word by word and
+        add scores in double precision. SentencePiece, if `rules` end so, adds them in single
+        precision along the whole text. In "aaaaaaa" the ways aaa + aaa + a and a + aaa + aaa are
+        equally good, and then the rounding of all that stands before decides.
+        """
+        super().__init__(list(vocab), roles, **common)
+        if len(self.ids) < len(self.vocab):
+            twice = Counter(self.vocab).most_common(1)[0][0]
+            raise Error(f"the vocabulary holds {twice!r} twice; remove one")
+        self.scores = [float(score) for score in scores]
+        if not all(map(math.isfinite, self.scores)) or not 0 < len(scores) <= len(self.vocab):
+            raise Error("each piece needs a finite score, the added tokens at the end aside")
+        self.normal = normal or Normalizer()
+        self.rules = list(rules or [WhitespaceSplit(), Metaspace()])
+        last = self.rules[-1]
+        self.mark, self.whole_text = last.mark, isinstance(last, SentencePiece)
+        self.rounded = single_precision if self.whole_text else float
+        silent = set(last.silent) if self.whole_text else ()
+        values = list(map(as_read, self.scores)) if from_text and not self.whole_text else self.scores
+        self.code = {piece: i for i, piece in enumerate(self.vocab[:len(self.scores)])
+                     if piece and i not in silent}
+        self.tree = tree_of({piece: values[i] for piece, i in self.code.items()})
+        self.longest = max(map(len, self.code))
+        least = min([values[i] for i in self.code.values()] if silent else values)
+        self.unknown = self.rounded(least - PENALTY)
+        self.byte_fallback = byte_fallback
+        self.decoder = decoder or Decoder(last.mark, last.prepend != "never", byte_fallback)
+        self.bytes = [self.ids.get(f"<0x{byte:02X}>") for byte in range(256)]
+        self.hard = self._hard()
+        # Two characters that stand together in no piece are always cut apart.
+        self.pairs = {pair for piece in self.code for pair in zip(piece, piece[1:])}
+        # Two memories: "(words" is new to the first, but "words" is not to the second.
+        self.known = Memo(self._best)
+        self.runs = Memo(self._run if self.guarded else lambda run: self._run(run)[0])
+
+    # --- The plain way ----------------------------------------------------------------------------
+
+    def words(self, text, spans, first=True):
+        found = [(text, spans)]
+        for rule in self.rules:
+            found = [part for text, spans in found
+                     for part in rule(text, spans, first and (not spans or spans[0][0] == 0))]
+        return [part for part in found if part[0]]
+
+    def cut(self, word):
+        """-> (ids, sizes): the most probable pieces, and how many characters each covers. Of
+        equally good ways to a place the first is kept, the one whose last piece is the longest."""
+        rounded, end = self.rounded, len(word)
+        best, back = [0.0] + [-math.inf] * end, [0] * (end + 1)
+        for start in range(end):
+            alone, node = rounded(best[start] + self.unknown), self.tree
+            for stop in range(start + 1, end + 1):
+                score, node = node.get(word[stop - 1], NO_PIECE)
+                ways = rounded(best[start] + score)
+                if stop == start + 1 and score == -math.inf:
+                    ways = alone
+                if ways > best[stop]:
+                    best[stop], back[stop] = ways, start
+                if not node:                            # no piece goes on like this
+                    break
+        return self.named(word, back)
+
+    def named(self, word, back):
+        """The way, from the end back to the beginning -> (ids, sizes)"""
+        cuts = [len(word)]
+        while cuts[-1]:
+            cuts.append(back[cuts[-1]])
+        cuts.reverse()
+        ids, sizes, begin = [], [], None        # begin: of the unknown run that we are in
+        for start, stop in zip(cuts, cuts[1:]):
+            code = self.code.get(word[start:stop], self.unk)
+            if code == self.unk:
+                begin = start if begin is None else begin
+                continue
+            if begin is not None:
+                self.spell(word[begin:start], ids, sizes)
+                begin = None
+            ids.append(code)
+            sizes.append(stop - start)
+        if begin is not None:
+            self.spell(word[begin:], ids, sizes)
+        return ids, sizes
+
+    def spell(self, run, ids, sizes):
+        """What no piece covers: one unknown token, or a token for each byte. Of these only the last
+        has a size; all stand where the whole run does."""
+        codes = [self.code.get(run, self.unk)]          # as a whole it may be known after all
+        if self.byte_fallback and codes == [self.unk]:
+            spelt = [self.bytes[byte] for byte in run.encode()]
+            codes = codes if None in spelt else spelt
+        ids += codes
+        sizes += [0] * (len(codes) - 1) + [len(run)]
+
+    def _trace(self, piece, where, first, ids, places):
+        for word, spans in self.words(piece, where, first):
+            found, sizes = self.cut(word)
+            start, place, mine = len(word), None, []
+            for size in reversed(sizes):
+                if size:
+                    start -= size
+                    place = spans[start][0], spans[start + size - 1][1]
+                mine.append(place)
+            ids += found
+            places += reversed(mine)
+
+    def text_of(self, pieces):
+        return self.decoder(pieces)
+
+    # --- The fast way -----------------------------------------------------------------------------
+    # A text is cut at white space and each run normalised, cut and remembered by itself. That is
+    # right where neighbours do not matter. Where they may, the plain way decides.
+
+    def _ids(self, text, first=True):
+        if self.hard is None or self.hard(text) or not first and self.rules[-1].prepend == "first":
+            return self._plain(text, first)
+        ids, runs = [], self.runs
+        if not self.guarded:
+            for run in text.split():
+                ids += runs[run]
+            return ids
+        total = 0.0
+        for run in text.split():
+            more, score, safe = runs[run]
+            if total < safe:
+                return self._plain(text, first)
+            ids += more
+            total += score
+        return ids
+
+    def _plain(self, text, first):
+        text, spans = self.normal.aligned(text)
+        return [id_ for word, _ in self.words(text, spans, first) for id_ in self.cut(word)[0]]
+
+    def _hard(self):
+        """-> a search for what forbids the fast way; None: everything does"""
+        *others, last = self.rules
+        self.split = bool(others) and isinstance(others[0], WhitespaceSplit)
+        steps = self.normal.steps
+        makers = [i for i, step in enumerate(steps) if step.name in MAKERS]
+        self.early = Normalizer(steps[:makers[-1] + 1 if makers else 0])
+        self.late = Normalizer(steps[len(self.early.steps):])
+        # Whether white space is nothing but a border, however much of it there is.
+        self.apart = self.split or last.prepend == "always" and self.late(" a  b ") == "a b"
+        self.guarded = self.single or not self.apart
+        usual = last.split or self.single
+        usual = usual and (last.prepend == "always" or last.prepend == "first" and not others)
+        usual = usual and (self.split or not others) and max(self.scores) <= 0
+        if not usual or not all(map(is_local, steps)):
+            return None
+        apart = [self._words_of(text) for text in ("a b", *(f"a{c}b" for c in BLANKS))]
+        odd = [c for c, words in zip(BLANKS, apart[1:]) if words != apart[0] or not self.apart]
+        odd = "".join(c for c in odd if c != " " or self.apart)
+        hard = [f"[{odd}]"] * bool(odd) + ["  ", r"\A ", r" \Z"] * (not self.apart)
+        hard += [self.mark] * (not self.split)
+        plain = re.compile("|".join(hard or ["(?!)"])).search
+        deep = regex.compile("|".join([*hard, find_joined])).search
+        return lambda text: plain(text) if text.isascii() else deep(text)
+
+    def _words_of(self, text):
+        return [word for word, _ in self.words(self.normal(text), None)]
+
+    def run_words(self, run):
+        """The words of a run of text between white space; None if its neighbours matter."""
+        if self.split:
+            text = self.normal(run)
+            if not text.isprintable() or self.mark in text or " " in text or len(self.rules) > 2:
+                return [word for word, _ in self.words(text, None)]
+            return [self.mark + text] if text else []
+        early = self.early(run)
+        words = self.late(early).split(" ")
+        if not self.apart and ("" in words or early.strip() != early):
+            return None
+        return [self.mark + word for word in words if word]
+
+    def _run(self, run):
+        """-> (ids, score, safe): if the scores before it sum up to less than `safe`, rounding may
+        decide how this run is cut."""
+        words = self.run_words(run)
+        if words is None:
+            return (), 0.0, math.inf
+        ids, total, margin = [], 0.0, math.inf
+        for word in words:
+            more, score, lead = self._word(word)
+            ids += more
+            total += score
+            margin = min(margin, lead / len(word))
+        # A sum S is rounded by at most S 2^-24. Two ways to cut n characters have at most 2n sums.
+        return tuple(ids), total, -total - margin * 2.0 ** 22 if self.single else -math.inf
+
+    def _word(self, word):
+        """The word, in the parts that no piece joins -> as `_best`"""
+        begin, ids, total, least, pairs = 0, [], 0.0, math.inf, self.pairs
+        borders = [i for i, pair in enumerate(zip(word, word[1:]), 1) if pair not in pairs]
+        for border in (*borders, len(word)):
+            more, score, lead = self.known[word[begin:border]]
+            if ids and ids[-1] == more[0] == self.unk:      # neighbours make one token
+                return self._best(word)
+            begin = border
+            ids += more
+            total += score
+            least = min(least, lead)
+        if least < CLOSE and borders and not self.single:
+            return self._best(word)
+        return ids, total, least
+
+    def _best(self, word):
+        """As `cut` in double precision -> (ids, score, by how much it beats any other way)"""
+        end = len(word)
+        best, back = [0.0] + [-math.inf] * end, [0] * (end + 1)
+        second = best[:]
+        for start in range(end):
+            here, stop, node = best[start], start, self.tree
+            for c in word[start:start + self.longest]:
+                score, node = node.get(c, NO_PIECE)
+                stop += 1
+                ways = here + score
+                if ways > best[stop]:
+                    second[stop] = best[stop]
+                    best[stop], back[stop] = ways, start
+                elif ways > second[stop]:
+                    second[stop] = ways
+                if not node:
+                    break
+            score, _ = self.tree.get(word[start], NO_PIECE)
+            if score == -math.inf and here + self.unknown > best[start + 1]:
+                second[start + 1] = best[start + 1]
+                best[start + 1], back[start + 1] = here + self.unknown, start
+        cuts = [end]
+        lead = math.inf
+        while cuts[-1]:
+            place = cuts[-1]
+            lead = min(lead, best[place] - second[place])
+            cuts.append(back[place])
+        cuts.reverse()
+        ids = [self.code.get(word[a:b], self.unk) for a, b in zip(cuts, cuts[1:])]
+        if self.unk in ids:
+            ids = self.named(word, back)[0]
+        return ids, best[end], lead
+
+    # --- Files ------------------------------------------------------------------------------------
+
+    def to_json(self):
+        """The sections of tokenizer.json that are Unigram's own."""
+        rules = [rule.to_json() for rule in self.rules]
+        rule = rules[0] if len(rules) == 1 else {"type": "Sequence", "pretokenizers": rules}
+        vocab = [[piece, score] for piece, score in zip(self.vocab, self.scores)]
+        model = dict(type="Unigram", unk_id=self.unk, vocab=vocab, byte_fallback=self.byte_fallback)
+        return dict(normalizer=self.normal.to_json(), pre_tokenizer=rule,
+                    decoder=self.decoder.to_json(), model=model)
+
+    @classmethod
+    def from_json(cls, whole, where, vocab, **common):
+        model, field = whole["model"], f"{where}: model"
+        scores = [read_entry(entry, n, where)[1] for n, entry in enumerate(model["vocab"])]
+        unk, fallback = model.get("unk_id"), model.get("byte_fallback", False)
+        if isinstance(unk, bool) or not isinstance(unk, int) or not 0 <= unk < len(scores):
+            raise Error(f"{field}.unk_id is {unk!r}; it must be the number of the piece for what "
+                        "no piece covers")
+        if not isinstance(fallback, bool):
+            raise Error(f"{field}.byte_fallback is {fallback!r}; it must be true or false")
+        common["roles"]["unk"] = vocab[unk]
+        rules = read_rules(whole.get("pre_tokenizer"), f"{where}: pre_tokenizer")
+        decoder = read_decoder(whole.get("decoder"), f"{where}: decoder")
+        normal = Normalizer.from_json(whole.get("normalizer"), where)
+        return cls(vocab, scores, normal=normal, rules=rules, byte_fallback=fallback,
+                   decoder=decoder, from_text=True, **common)
+
+    @classmethod
+    def train(cls, texts, size, lower=True, special=SPECIAL, progress=None):
+        """Learn a vocabulary of `size` pieces from texts (an iterable of str); fewer only when the
+        text has no more that come again. special: names for ROLES, and more if need be.
+        `progress(done, size)` is called now and then."""
+        texts = [texts] if isinstance(texts, str) else texts
+        special = list(special)
+        common = dict(roles=dict(zip(ROLES, special)), added=[Added(name) for name in special],
+                      normal=Normalizer(plain_steps() if lower else [Form("NFKC")]))
+        blank = cls(special, [0.0] * len(special), **common)
+        room = size - len(special)
+        learnt = unigram_training.learn(count_words(blank, texts), room, progress,
+                                        special)
+        scores = [0.0] * len(special) + [score for _, score in learnt]
+        return cls(special + [piece for piece, _ in learnt], scores, **common)
+
+
+def single_precision(x):
+    return c_float(x).value
+
+
+def as_read(score):
+    """A score as the published tokenizers read it: the digits as one whole number, divided by a
+    power of ten. With 17 digits that can be one bit off, and among equals a bit decides."""
+    sign, digits, exponent = Decimal(repr(score)).as_tuple()
+    value = float(int("".join(map(str, digits))))
+    value = value * 10.0 ** exponent if exponent >= 0 else value / 10.0 ** -exponent
+    return -value if sign else value
+
+
+NO_PIECE = -math.inf, {}
+CLOSE = 1e-6                # double precision errs less than this, and ways that differ less may tie
+
+
+def tree_of(scores):
+    """{piece: score} -> a tree of their characters, so that one walk along a text finds all pieces
+    that begin at a place. A node: {character: [score of the piece that ends here or -inf, node]}"""
+    tree = {}
+    for piece, score in scores.items():
+        node = tree
+        for c in piece:
+            if (entry := node.get(c)) is None:
+                node[c] = entry = [-math.inf, {}]
+            node = entry[1]
+        entry[0] = score
+    return tree
+
+
+MAKERS = ("NFKC", "NFKD", "Nmt", "Precompiled")         # steps that make spaces of other signs
+LOCAL = [r"\A +", " +\\z", "[ \u2581]+\\z", " {2,}", r"\s{2,}|[\n\r\t]"]
+
+
+def is_local(step):
+    """Whether what a step makes of a character has to do with nothing beyond white space."""
+    if isinstance(step, Replace):
+        (kind, pattern), = step.options["pattern"].items()
+        return pattern in LOCAL or kind == "String" and not any(c in pattern + step.content for c in BLANKS)
+    return step.name != "Prepend" and (not isinstance(step, Precompiled) or step.chunks)
+
+
+def plain_steps(accents=False, lower=True):
+    """How ALBERT writes all that means the same in the same way."""
+    steps = [Replace({"String": "``"}, '"'), Replace({"String": "''"}, '"')]
+    steps += [] if accents else [Form("NFKD"), StripAccents()]
+    return steps + [Lowercase()] * lower
+
+
+def count_words(tokenizer, texts):
+    """-> {word: count}. Runs are counted first, for they repeat; then each is cut only once."""
+    runs, words = Counter(), Counter()
+    finder = tokenizer._find()[0]
+    for text in texts:
+        if not isinstance(text, str):
+            raise Error(f"a vocabulary is learnt from texts (str), not from {type(text).__name__}")
+        for part, _, token in parts(text, finder, tokenizer.finder):
+            if token is None:
+                runs.update([part] if tokenizer.hard(part) else part.split())
+        if len(runs) > COUNTED:
+            runs = Counter({run: n for run, n in runs.items() if n > 1})
+    for run, n in runs.items():
+        for word in tokenizer._words_of(run):
+            words[word] += n
+    return words
+
+
+# Parts of tokenizer.json.
+
+def read_entry(entry, n, path):
+    """[piece, score] -> (piece, score)"""
+    good = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+    if not good or isinstance(entry[1], bool) or not isinstance(entry[1], (int, float)):
+        raise Error(f"{path}: model.vocab[{n}] is {entry!r}; it must be [piece, score]")
+    return entry[0], float(entry[1])
+
+
+def read_rules(spec, where):
+    kind = spec.get("type") if isinstance(spec, dict) else spec
+    if kind == "Sequence" and isinstance(spec.get("pretokenizers"), list):
+        rules = [rule for i, one in enumerate(spec["pretokenizers"])
+                 for rule in read_rules(one, f"{where}.pretokenizers[{i}]")]
+    elif kind == "WhitespaceSplit":
+        return [WhitespaceSplit()]
+    elif kind == "Punctuation":
+        if (behavior := spec.get("behavior", "Isolated")) != "Isolated":
+            raise Error(f"{where}.behavior is {behavior!r}; only 'Isolated' is known here")
+        return [Punctuation()]
+    else:
+        rules = [read_metaspace(spec, where)] if kind == "Metaspace" else []
+    if "pretokenizers[" not in where and not (rules and isinstance(rules[-1], Metaspace)):
+        raise Error(f"{where} is {kind!r}; a Unigram tokenizer of this family has Metaspace, or a "
+                    "Sequence of WhitespaceSplit and Punctuation that ends with it")
+    return rules
+
+
+def read_metaspace(spec, where):
+    mark, split = spec.get("replacement", MARK), spec.get("split", True)
+    old, prepend = spec.get("add_prefix_space", True), spec.get("prepend_scheme")
+    if not isinstance(mark, str) or len(mark) != 1:
+        raise Error(f"{where}.replacement is {mark!r}; it must be one character")
+    prepend = prepend or ("always" if old else "never")     # the older name of the option
+    if prepend not in ("always", "first", "never") or not old and prepend != "never":
+        raise Error(f"{where}.prepend_scheme is {prepend!r}; it must be always, first or never, and "
+                    "never where add_prefix_space is false")
+    if not isinstance(split, bool):
+        raise Error(f"{where}.split is {split!r}; it must be true or false")
+    if "sentencepiece" not in spec:
+        return Metaspace(mark, prepend, split)
+    silent = spec["sentencepiece"].get("silent", [])
+    return SentencePiece(prepend, silent)
+
+
+def read_decoder(spec, where):
+    kind = spec.get("type") if isinstance(spec, dict) else spec
+    in_bytes = False
+    if kind == "Sequence" and isinstance(inner := spec.get("decoders"), list):
+        kinds = [one.get("type") if isinstance(one, dict) else one for one in inner]
+        if in_bytes := kinds == ["ByteFallback", "Metaspace"]:
+            spec, kind = inner[1], "Metaspace"
+    if kind != "Metaspace":
+        raise Error(f"{where} is {kind!r}; a Unigram tokenizer of this family has Metaspace, or a "
+                    "Sequence of ByteFallback and Metaspace")
+    told = read_metaspace(spec, where)
+    return Decoder(told.mark, told.prepend != "never", in_bytes)
+
+
+# --- SentencePiece's own files --------------------------------------------------------------------
+# File name -> the family that publishes its vocabulary so.
+FAMILIES = {"spiece.model": "albert", "spm.model": "deberta", "sentencepiece.bpe.model": "xlm-r"}
+
+
+def from_model(model, family, where="model", settings=None, **common):
+    """A sentencepiece.Model, as `family` uses it -> Unigram. settings: do_lower_case, keep_accents
+    and split_by_punct, as tokenizer_config.json has them."""
+    settings = settings or {}
+    if model.model_type != sentencepiece.UNIGRAM or model.space_behind or not model.escape_spaces:
+        raise Error(f"{where}: only Unigram models that write a space as '\u2581' before a word are "
+                    "known here")
+    vocab, scores = [piece.text for piece in model.pieces], [piece.score for piece in model.pieces]
+    silent = [i for i, piece in enumerate(model.pieces)
+              if piece.type not in (sentencepiece.NORMAL, sentencepiece.USER)]
+    control = [piece.text for piece in model.pieces if piece.type == sentencepiece.CONTROL]
+    unk = vocab[model.unk_id]
+    lower = settings.get("do_lower_case", family == "albert")
+    prepend = "always" if model.dummy_prefix else "never"
+    normal, rules = normalizer_of(model, where), [SentencePiece(prepend, silent)]
+    if family == "albert":
+        # Published as the steps of another normaliser, in front of the model's own.
+        roles = dict(zip(ROLES, SPECIAL), unk=unk)
+        steps = plain_steps(bool(settings.get("keep_accents")), lower)
+        steps += [Precompiled(Charsmap(model.charsmap, where))] * bool(model.charsmap)
+        normal, rules = Normalizer(steps), [WhitespaceSplit(), Metaspace(prepend=prepend)]
+    elif family == "deberta":
+        roles = dict(BRACKETS, unk=unk)
+        normal.steps[:0] = [Lowercase()] * lower
+        if settings.get("split_by_punct"):
+            rules = [Punctuation(), Metaspace(prepend=prepend)]
+    else:
+        # The ids are those of another library, which moved the first four pieces.
+        roles = ANGLES
+        vocab = [roles[role] for role in ("cls", "pad", "sep", "unk")] + vocab[3:]
+        scores, silent = [0.0] * 4 + scores[3:], [0, 1, 2, *(i + 1 for i in silent if i > 1)]
+        rules = [SentencePiece(prepend, silent)]
+        common["inputs"] = tuple(name for name in INPUTS if name != "token_type_ids")
+        cls, sep, a, b = [(name, 0) for name in (roles["cls"], roles["sep"], "$A", "$B")]
+        common |= dict(single=[cls, a, sep], pair=[cls, a, sep, sep, b, sep])
+    vocab = vocab + [roles["mask"]] * (roles["mask"] not in vocab)
+    tokens = dict.fromkeys([*control, *roles.values()])
+    return Unigram(vocab, scores, roles, normal, rules, model.byte_fallback,
+                   added=[Added(text) for text in tokens if text in set(vocab)], **common)
