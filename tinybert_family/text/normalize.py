@@ -16,17 +16,14 @@ tokenizers compose and decompose by Unicode 9. Python knows Unicode 13 (3.10) or
 characters on which they disagree stand here, found by trying every code point.
 """
 import base64
-import binascii
 import re
 import unicodedata
-from itertools import accumulate, pairwise
-
-import regex
+from functools import lru_cache, partial
 
 from tinybert_family.error import Error
 from tinybert_family.text.characters import lowered, spans, within
-from tinybert_family.text.sentencepiece import USER, Charsmap
-from tinybert_family.text.tokenizer import Memo
+from tinybert_family.text.sentencepiece import USER, Charsmap, inside
+from tinybert_family.text.tokenizer import Memo, find_half, refuse_halves
 
 # Characters younger than Unicode 9 that a later version composes, decomposes or orders. They stay
 # as they are, and nothing is composed or ordered across them. Harmless gaps are bridged.
@@ -44,14 +41,11 @@ NO_MARK = spans("""
 MARK = spans("1CF2-1CF3")
 # What Unicode calls white space; str.strip() knows four controls more.
 WHITE = spans("9-D 20 85 A0 1680 2000-200A 2028-2029 202F 205F 3000")
-
-
-def inside(borders):
-    """-> what stands between the brackets of a regular expression"""
-    return "".join(f"{chr(a)}-{chr(b - 1)}" for a, b in zip(borders[::2], borders[1::2]))
-
-
 SPACES = "".join(c for c in map(chr, range(0x3001)) if within(ord(c), WHITE))
+# A few characters make one sign with what follows them, whatever that is.
+GLUE = inside(spans("""
+    600-605 6DD 70F 890-891 8E2 D4E 110BD 110CD 111C2-111C3 113D1 1193F 11941 11A84-11A89 11D46
+    11F02"""))
 split_young = re.compile(f"([{inside(YOUNG)}])").split
 find_young = re.compile(f"[{inside(YOUNG)}]").search
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -81,6 +75,10 @@ class Step:
     def trace(self, text):
         """-> [(character of the normal form, index of the character of text it stands for)]"""
         raise NotImplementedError
+
+    def still(self, text):
+        """Whether nothing changes, so that there is nothing to trace."""
+        return self(text) == text
 
     def to_json(self):
         return {"type": self.name, **self.options}
@@ -114,24 +112,33 @@ def is_young(c):
     return within(ord(c), YOUNG)
 
 
+@lru_cache(1 << 12)
 def rank(c):
     """The class of a mark: those of one class keep their order, others are sorted. 0: no mark."""
     return 0 if is_young(c) else unicodedata.combining(c)
+
+
+@lru_cache(1 << 12)
+def apart(c, kind):
+    return c if is_young(c) else unicodedata.normalize(kind, c)
 
 
 def decompose(text, kind):
     """-> [(character, change)]: every character taken apart, the marks after each letter sorted."""
     done, marks = [], []
     for old in text:
-        new = old if is_young(old) else unicodedata.normalize(kind, old)
-        for change, c in enumerate(new):
-            if rank(c) == 0:
+        for i, c in enumerate(apart(old, kind)):
+            if rank(c):
+                marks.append((c, i > 0))
+                continue
+            if marks:
                 done += sorted(marks, key=lambda mark: rank(mark[0]))
                 marks = []
-            (marks if rank(c) else done).append((c, min(change, 1)))
+            done.append((c, i > 0))
     return done + sorted(marks, key=lambda mark: rank(mark[0]))
 
 
+@lru_cache(1 << 12)
 def composed(a, b):
     """The one character that means the letter a with the mark b; None: there is none."""
     both = unicodedata.normalize("NFC", a + b)
@@ -184,13 +191,10 @@ class Table(dict):
 
 
 class Lowercase(Each):
-    name = "Lowercase"
+    name, replacement = "Lowercase", staticmethod(lowered)
 
     def __call__(self, text):
         return text.lower() if text.isascii() else text.translate(self.table)
-
-    def replacement(self, c):
-        return lowered(c)
 
 
 class StripAccents(Each):
@@ -244,8 +248,8 @@ class Replace(Step):
         self.options, self.content = {"pattern": pattern, "content": content}, content
         self.text = text if kind == "String" else None
         try:
-            self.find = regex.compile(regex.escape(text) if kind == "String" else expression(text))
-        except regex.error as e:
+            self.find = re.compile(re.escape(text) if kind == "String" else expression(text))
+        except (re.error, OverflowError, RecursionError) as e:
             raise Error(f"Replace: {text!r} is no regular expression: {e}") from None
         if self.find.match(""):
             raise Error(f"Replace: the pattern {text!r} matches the empty text, so there is no "
@@ -255,6 +259,9 @@ class Replace(Step):
         if self.text is not None:
             return text.replace(self.text, self.content)
         return self.find.sub(lambda match: self.content, text)
+
+    def still(self, text):
+        return not self.find.search(text)       # the same text again would still have moved
 
     def trace(self, text):
         """The new text as a whole comes from the last character of what it replaces."""
@@ -267,21 +274,23 @@ class Replace(Step):
 
 
 # The parts of a regular expression that mean the same in Oniguruma, which the published tokenizers
-# use, and in the regex module. Many do not: flags, ends of lines, the younger letters of a class.
+# use, and in Python; other parts (flags, ends of lines, \w ...) do not. Two are written otherwise.
 SAME = re.compile(r"""
     \\[AsSnrtf] | \\z | \\[^\w\s] | \\u[0-9A-Fa-f]{4}
-  | \[\^?(?: \\[sSnrtf] | \\[^\w\s] | \\u[0-9A-Fa-f]{4} | [^\\\[\]&] )+\]
+  | \[\^?(?: \\[snrtf] | \\[^\w\s] | \\u[0-9A-Fa-f]{4} | [^\\\[\]&] )+\]
   | \(\?[:=!] | \(\?<[=!] | \((?!\?) | \)
-  | (?: \{\d+(?:,\d*)?\} | [?*+] )\??(?![?*+{]) | [^\\\[\](){}?*+^$]""", re.X)
+  | (?: \{\d+(?:,\d*)?\} | [?*+]\?? )(?![?*+{]) | [^\\\[\](){}?*+^$]""", re.X)
+OTHERWISE = {"\\s": f"[{SPACES}]", "\\S": f"[^{SPACES}]", "\\z": "\\Z"}
 
 
 def expression(pattern):
-    """A regular expression of Oniguruma -> the same for the regex module"""
+    """A regular expression of Oniguruma -> the same in Python"""
     parts = [match[0] for match in SAME.finditer(pattern)]
     if "".join(parts) != pattern:
         raise Error(f"Replace: the regular expression {pattern!r} has parts that are not supported "
                     r"here; supported are texts, groups, \s \S \A \z, [classes] and * + ? {2,}")
-    return "".join("\\Z" if part == "\\z" else part for part in parts)
+    return "".join(part.replace("\\s", SPACES) if part[0] == "[" else OTHERWISE.get(part, part)
+                   for part in parts)
 
 
 class Prepend(Step):
@@ -298,23 +307,6 @@ class Prepend(Step):
         return [(c, 0) for c in self.prepend * (text > "")] + [(c, i) for i, c in enumerate(text)]
 
 
-# What a reader takes for one sign, such as a letter with its accents; and the few characters that
-# make one sign with what follows them.
-find_signs = regex.compile(r"\X").findall
-# Marks younger than Unicode 17: for the published tokenizers they hang on to nothing.
-YOUNG_SIGNS = spans("5C8-5C9 B53-B54 1ADE-1ADF 1AEC-1AF0 10ECB-10EF9 11DF0 1D127-1D128 1D250-1D281")
-find_young_sign = re.compile(f"[{inside(YOUNG_SIGNS)}]")
-find_prefixing = regex.compile(r"\p{GCB=Prepend}").search
-
-
-def signs(text):
-    """-> list of what a reader takes for one sign; together they are the text"""
-    if not find_young_sign.search(text):
-        return find_signs(text)
-    ends = accumulate(map(len, find_signs(find_young_sign.sub("a", text))))
-    return [text[start:end] for start, end in pairwise([0, *ends])]
-
-
 class Precompiled(Step):
     """The rules that a SentencePiece model brings along (see Charsmap). They are read in two ways.
 
@@ -325,19 +317,23 @@ class Precompiled(Step):
     """
     name = "Precompiled"
 
+    @classmethod
+    def from_json(cls, precompiled_charsmap, **options):
+        return cls(Charsmap.from_base64(precompiled_charsmap), **options)
+
     def __init__(self, charsmap, by="grapheme", keep=()):
         """`keep`: texts that no rule may touch, only with "prefix"."""
-        self.rules, self.by, self.keep = charsmap, by, sorted(set(keep), key=lambda k: (-len(k), k))
-        self.rule, self.chunk = Memo(self._rule), Memo(self._chunk)
-        kept = "|".join(map(regex.escape, self.keep))
-        self.kept = regex.compile(kept).match if kept else None
-        # A rule is about one character of ASCII at most, and that its first; then a text falls into
-        # chunks: ASCII that no rule touches, and the rest, each run with the character before it.
-        single = "".join(c for c in charsmap.ascii if c not in self.keep)
-        ours = f"[{re.escape(single)}]" if single else "(?!)"
-        self.find_ascii = re.compile(r"\r\n|" + ours)
-        self.find = re.compile(r"\r\n|[\0-\x7f]?[^\0-\x7f]+|" + ours)
+        self.rules, self.by = charsmap, by
+        self.keep = sorted(set(keep) - {""}, key=lambda text: (-len(text), text))
+        self.chunk = Memo(lambda text: "".join(new for _, new in self.pairs(text)))
+        self.kept = re.compile("|".join(map(re.escape, self.keep)) or "(?!)").match
+        # If no rule has ASCII but as its first character, then texts fall into chunks: ASCII that
+        # no rule touches, and the rest, each run with the character before it.
         self.chunks = charsmap.parted and all(len(text) == 1 for text in self.keep)
+        touched = "".join(c for c in charsmap.ascii if c not in self.keep)
+        touched = f"\r\n\x80-\U0010ffff{re.escape(touched)}"
+        find = re.compile(f"[{touched}](?:[{touched}]|(?<=[{GLUE}])[^{touched}])*")
+        self.find, self.search = find.finditer, find.search
 
     @property
     def options(self):
@@ -348,73 +344,48 @@ class Precompiled(Step):
     def __call__(self, text):
         if not self.chunks:
             return self.chunk[text]
-        if text.isascii():
-            return self.find_ascii.sub(self._replaced, text)
-        if self.by == "grapheme" and find_prefixing(text):
-            return self._chunk(text)
-        return self.find.sub(self._replaced, text)
+        if not self.search(text):
+            return text
+        at, done = 0, []
+        for start, end in self.touched(text):
+            done += text[at:start], self.chunk[text[start:end]]
+            at = end
+        return "".join(done) + text[at:]
 
-    def _replaced(self, match):
-        return self.chunk[match[0]]
-
-    def _chunk(self, text):
-        return "".join(new for _, new in self.pairs(text))
-
-    def _rule(self, text):
-        found = self.rules.shortest(text.encode())
-        return None if found is None else found[1]
+    def touched(self, text):
+        """-> (start, end) of the chunks that rules may touch"""
+        at = 0
+        for match in self.find(text):
+            start, end = match.span()
+            yield max(at, start - 1), end
+            at = end
 
     def pairs(self, text):
         """-> (old, new): the text in parts, and what becomes of each."""
-        return self.by_signs(text) if self.by == "grapheme" else self.by_prefixes(text)
+        if self.by == "grapheme":
+            return self.rules.by_signs(text)
+        return self.rules.by_prefixes(text, self.kept)
 
-    def by_signs(self, text):
-        for sign in signs(text):
-            new = self.rule[sign] if len(sign.encode()) < 6 else None
-            if new is not None:
-                yield sign, new
-                continue
-            for c in sign:
-                new = self.rule[c]
-                yield c, c if new is None else new
-
-    def by_prefixes(self, text):
-        data, at, i = text.encode(), 0, 0
-        while i < len(text):
-            old = new = text[i]
-            kept = self.kept and self.kept(text, i)
-            if kept:
-                old = new = kept[0]
-            elif (found := self.rules.longest(data, at)) is not None:
-                old, new = data[at:at + found[0]].decode(), found[1]
-            yield old, new
-            at += len(old.encode())
-            i += len(old)
+    def still(self, text):
+        return self.chunks and not self.search(text)
 
     def trace(self, text):
-        changes, lost = [], 0
-        for old, new in self.pairs(text):
-            grown = len(new) - len(old)
-            kept = min(len(old), len(new))
-            changes += [(c, int(i >= kept)) for i, c in enumerate(new)]
-            if grown < 0 and changes:
-                c, change = changes[-1]
-                changes[-1] = c, change + grown
-            elif grown < 0 and self.by == "prefix":
-                lost -= grown           # the published tokenizers forget what vanishes in front
-        return sources(changes, lost)
+        changes, lost, at = [], 0, 0
+        for start, end in self.touched(text) if self.chunks else [(0, len(text))]:
+            changes += [(c, 0) for c in text[at:start]]
+            at = end
+            for old, new in self.pairs(text[start:end]):
+                grown = len(new) - len(old)
+                changes += [(c, int(i >= len(old))) for i, c in enumerate(new)]
+                if grown < 0 and changes:
+                    c, change = changes[-1]
+                    changes[-1] = c, change + grown
+                elif grown < 0 and self.by == "prefix":
+                    lost -= grown       # the published tokenizers forget what vanishes in front
+        return sources(changes + [(c, 0) for c in text[at:]], lost)
 
 
 # --- All of them ----------------------------------------------------------------------------------
-
-find_half = re.compile("[\ud800-\udfff]").search
-
-
-def refuse_halves(text):
-    if half := find_half(text):
-        raise Error(f"the text holds U+{ord(half[0]):04X}, half a surrogate pair and no character; "
-                    "decode its bytes anew, for instance with errors='replace'")
-
 
 class Normalizer:
     """Steps, one after another. `normalizer(text)` is the normal form."""
@@ -435,6 +406,8 @@ class Normalizer:
         refuse_halves(text)
         places = [(i, i + 1) for i in range(len(text))] if places is None else places
         for step in self.steps:
+            if step.still(text):
+                continue
             found = step.trace(text)
             text = "".join(c for c, _ in found)
             places = [places[i] if i >= 0 else (0, 0) for _, i in found]
@@ -451,73 +424,61 @@ class Normalizer:
         return cls(steps_of(spec, f"{where}: normalizer"))
 
 
-# Type -> what makes it from its options, and the options that it must have.
+def is_text(value):
+    return isinstance(value, str) and not find_half(value)
+
+
+def is_pattern(value):
+    known = isinstance(value, dict) and len(value) == 1 and set(value) < {"String", "Regex"}
+    return known and is_text(*value.values())
+
+
+# What an option must be: a test, and in words.
+FLAG = (lambda value: isinstance(value, bool)), "true or false"
+TEXT = is_text, "a text"
+PATTERN = is_pattern, '{"String": a text} or {"Regex": a text}'
+TEXTS = (lambda value: isinstance(value, list) and all(map(is_text, value))), "a list of texts"
+WAY = (lambda value: value in ("grapheme", "prefix")), '"grapheme" or "prefix"'
+# Type -> what makes it from its options, the options that it must have, those that it may have.
 STEPS = {
-    **{name: (lambda name=name: Form(name), {}) for name in FORMS},
-    "Lowercase": (Lowercase, {}), "StripAccents": (StripAccents, {}), "Nmt": (Nmt, {}),
-    "Strip": (Strip, {"strip_left": bool, "strip_right": bool}),
-    "Replace": (Replace, {"pattern": dict, "content": str}),
-    "Prepend": (Prepend, {"prepend": str}),
-    "Precompiled": (None, {"precompiled_charsmap": str})}
+    **{name: (partial(Form, name), {}, {}) for name in FORMS},
+    "Lowercase": (Lowercase, {}, {}), "StripAccents": (StripAccents, {}, {}), "Nmt": (Nmt, {}, {}),
+    "Strip": (Strip, {"strip_left": FLAG, "strip_right": FLAG}, {}),
+    "Replace": (Replace, {"pattern": PATTERN, "content": TEXT}, {}),
+    "Prepend": (Prepend, {"prepend": TEXT}, {}),
+    "Precompiled": (Precompiled.from_json, {"precompiled_charsmap": TEXT},
+                    {"by": WAY, "keep": TEXTS})}
 
 
 def steps_of(spec, where):
     """-> list of Step; sequences within sequences are laid out flat"""
     if spec is None:
         return []
-    kind = spec.get("type") if isinstance(spec, dict) else None
-    if kind == "Sequence":
-        inner = spec.get("normalizers")
-        if not isinstance(inner, list):
-            raise Error(f"{where}: a Sequence needs a list named normalizers")
-        return [step for i, one in enumerate(inner)
-                for step in steps_of(one, f"{where}.normalizers[{i}]")]
-    if kind not in STEPS:
+    if not isinstance(spec, dict) or spec.get("type") not in ("Sequence", *STEPS):
+        kind = spec.get("type") if isinstance(spec, dict) else spec
         raise Error(f"{where}: {kind!r} is not supported; supported are null, Sequence, "
                     f"{', '.join(STEPS)}")
-    make, types = STEPS[kind]
+    kind = spec["type"]
     options = {name: value for name, value in spec.items() if name != "type"}
-    exact = {}
-    if kind == "Precompiled":
-        exact = {name: options.pop(name) for name in ("by", "keep") if name in options}
-        check_exact(exact, where)
-    if set(options) != set(types):
+    if kind == "Sequence":
+        inner = options.get("normalizers")
+        if not isinstance(inner, list) or where.count(".normalizers[") > 9:
+            raise Error(f"{where}: a Sequence needs a list named normalizers, and no more than ten "
+                        "stand one in another")
+        return [step for i, one in enumerate(inner)
+                for step in steps_of(one, f"{where}.normalizers[{i}]")]
+    make, needed, allowed = STEPS[kind]
+    if not set(needed) <= set(options) <= {*needed, *allowed}:
         raise Error(f"{where}: {kind} has the options {', '.join(options) or 'none'}; it must have "
-                    f"{', '.join(types) or 'none'}")
-    for name, type in types.items():
-        if not isinstance(options[name], type):
-            raise Error(f"{where}.{name} is {options[name]!r}; it must be a {type.__name__}")
-    if kind == "Precompiled":
-        return [Precompiled(charsmap_of(options["precompiled_charsmap"], where), **exact)]
-    if kind == "Replace":
-        check_pattern(options["pattern"], where)
+                    f"{', '.join(needed) or 'none'}")
+    for name, value in options.items():
+        fits, words = {**needed, **allowed}[name]
+        if not fits(value):
+            raise Error(f"{where}.{name} is {value!r}; it must be {words}")
     try:
         return [make(**options)]
     except Error as e:
         raise Error(f"{where}: {e}") from None
-
-
-def check_pattern(pattern, where):
-    known = len(pattern) == 1 and set(pattern) < {"String", "Regex"}
-    if not known or not isinstance(*pattern.values(), str):
-        raise Error(f'{where}.pattern is {pattern!r}; it must be {{"String": text}} or '
-                    '{"Regex": text}')
-
-
-def check_exact(exact, where):
-    keep = exact.get("keep", [])
-    if exact.get("by", "prefix") not in ("prefix", "grapheme"):
-        raise Error(f"{where}.by is {exact['by']!r}; it must be prefix or grapheme")
-    if not isinstance(keep, list) or not all(isinstance(text, str) and text for text in keep):
-        raise Error(f"{where}.keep is {keep!r}; it must be a list of texts")
-
-
-def charsmap_of(text, where):
-    try:
-        blob = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as e:
-        raise Error(f"{where}.precompiled_charsmap is not base64: {e}") from None
-    return Charsmap(blob, f"{where}.precompiled_charsmap")
 
 
 def normalizer_of(model, where="model"):
@@ -525,11 +486,15 @@ def normalizer_of(model, where="model"):
     writing them as "\u2581" and putting one in front is the matter of unigram.py."""
     steps = []
     if model.charsmap:
+        rules = Charsmap(model.charsmap, where)
+        if model.extra_spaces and b"  " in rules.texts:     # they would stay, if in no other row
+            raise Error(f"{where}: a rule writes two spaces in a row, which is not supported")
         users = [piece.text for piece in model.pieces if piece.type == USER]
-        steps.append(Precompiled(Charsmap(model.charsmap, where), "prefix", users))
+        steps.append(Precompiled(rules, "prefix", users))
     if model.extra_spaces:
         # At the end, what already looks like a written space falls off, too.
-        end = "[ \u2581]+" if model.escape_spaces else " +"
-        steps += [Replace({"Regex": r"\A +"}, ""), Replace({"Regex": " {2,}"}, " "),
-                  Replace({"Regex": end + r"\z"}, "")]
+        # (A row of spaces is tried from its first one only: from each would be slow.)
+        space = "[ \u2581]" if model.escape_spaces else "[ ]"
+        steps += [Replace({"Regex": pattern}, content) for pattern, content in (
+            (r"\A +", ""), (" {2,}", " "), (rf"(?<!{space}){space}+\z", ""))]
     return Normalizer(steps)

@@ -13,14 +13,20 @@ A reader skips the numbers that it does not know and takes the default for those
 so old and new releases read each other's files. (protobuf.dev, "Encoding"; the numbers are
 sentencepiece_model.proto's.)
 """
+import base64
 import math
+import re
 import struct
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 from tinybert_family.error import Error
+from tinybert_family.text.characters import spans
+from tinybert_family.text.tokenizer import Memo
 
 # What a piece can be. A control piece never comes from text; a user's is never cut nor changed.
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -36,6 +42,7 @@ NORMALIZER = {
     1: ("name", str), 2: ("charsmap", bytes), 3: ("dummy_prefix", bool),
     4: ("extra_spaces", bool), 5: ("escape_spaces", bool)}
 KINDS = {int: 0, bool: 0, float: 5, str: 2, bytes: 2}
+unpack_float = struct.Struct("<f").unpack_from
 LONGEST_RULE = 255                  # bytes of a text that a charsmap replaces
 
 
@@ -50,8 +57,8 @@ class Model(NamedTuple):
     pieces: list                        # of Piece, in the order of ids
     model_type: int = UNIGRAM
     byte_fallback: bool = False         # spell what no piece covers in bytes, <0x00> to <0xFF>
-    unk_id: int = 0                     # -1: there is none
-    bos_id: int = 1
+    unk_id: int = 0
+    bos_id: int = 1                     # -1: there is none
     eos_id: int = 2
     pad_id: int = -1
     unk_piece: str = "<unk>"
@@ -89,35 +96,40 @@ class Reader:
                 return value & (1 << 64) - 1, i + 1
         raise self.error(f"{what} never ends", at)
 
-    def fields(self, start, end):
+    def fields(self, at, end):
         """-> (number, kind, value): a number for kind 0, else where it begins and ends"""
-        at = start
+        data = self.data
         while at < end:
-            start = at
-            key, at = self.varint(at, end, "the key of a field")
+            start, key, at = at, data[at], at + 1       # of one byte, nearly always
+            if key > 127:
+                key, at = self.varint(start, end, "the key of a field")
             number, kind = key >> 3, key & 7
-            if kind == 0:
-                value, at = self.varint(at, end, f"field {number}")
-            else:
-                size = {1: 8, 5: 4}.get(kind)
-                if kind == 2:
+            if kind == 2:
+                if at < end and data[at] < 128:
+                    size, at = data[at], at + 1
+                else:
                     size, at = self.varint(at, end, f"the size of field {number}")
-                if size is None or not 0 < number < 1 << 29:
-                    raise self.error(f"{key} is not the key of a field", start)
-                if size > end - at:
-                    raise self.error(f"field {number} claims {size} bytes, {end - at} are left",
-                                     start)
                 value = at, at + size
-                at += size
+            elif kind == 0:
+                value, at = self.varint(at, end, f"field {number}")
+                size = 0
+            else:
+                size = {1: 8, 5: 4}.get(kind, -1)
+                value = at, at + size
+            if size < 0 or not 0 < number < 1 << 29:
+                raise self.error(f"{key} is not the key of a field", start)
+            if size > end - at:
+                raise self.error(f"field {number} claims {size} bytes, {end - at} are left", start)
             yield number, kind, value
+            at += size
 
     def message(self, schema, start, end):
         """-> {name: value} of the fields that are there; of the last where one is repeated."""
         values = {}
         for number, kind, value in self.fields(start, end):
-            name, type = schema.get(number, ("", None))
-            if type is None:
+            if number not in schema:
                 continue
+            name, type = schema[number]
             if kind != KINDS[type]:
                 at = start if kind == 0 else value[0]
                 raise self.error(f"{name} (field {number}) is of kind {kind}, not {KINDS[type]}",
@@ -130,13 +142,13 @@ class Reader:
             return (value + (1 << 31)) % (1 << 32) - (1 << 31)
         if type is bool:
             return value != 0
-        start, end = value
         if type is float:
-            return struct.unpack_from("<f", self.data, start)[0]
+            return unpack_float(self.data, value[0])[0]
+        data = self.data[slice(*value)]
         try:
-            return self.data[start:end].decode() if type is str else self.data[start:end]
+            return data.decode() if type is str else data
         except UnicodeDecodeError as e:
-            raise self.error(f"{name} is not UTF-8", start + e.start) from None
+            raise self.error(f"{name} is not UTF-8", value[0] + e.start) from None
 
 
 def read(path):
@@ -152,38 +164,95 @@ def read(path):
 
 def unpack(data, where="model"):
     """The bytes of a .model file -> Model; `where` is named in complaints."""
-    reader, values, pieces, seen = Reader(data, where), {}, [], {}
+    reader, values, pieces, known = Reader(data, where), {}, [], set()
     for number, kind, value in reader.fields(0, len(data)):
         if number not in (1, 2, 3):
             continue
         if kind != 2:
-            raise reader.error(f"field {number} is of kind {kind}, not 2", 0)
+            raise reader.error(f"field {number} of the model is of kind {kind}, not 2", 0)
         if number == 1:
             piece = Piece(**reader.message(PIECE, *value))
-            check(piece, seen, len(pieces), reader, value[0])
+            if problem := problem_of(piece, known):
+                raise reader.error(f"piece {len(pieces)} {problem}", value[0])
+            known.add(piece.text)
             pieces.append(piece)
         else:
             values |= reader.message(TRAINER if number == 2 else NORMALIZER, *value)
-    if not pieces:
-        raise reader.error("no pieces up to here", len(data))
-    model = Model(pieces, **values)
+    unknown = [i for i, piece in enumerate(pieces) if piece.type == UNKNOWN]
+    if len(unknown) != 1:
+        raise Error(f"{where}: {len(unknown)} of {len(pieces)} pieces are of the type UNKNOWN; "
+                    "it must be one; is this a SentencePiece model?")
+    model = Model(pieces, **{**values, "unk_id": unknown[0]})
+    # SentencePiece, too, goes by the names: control pieces that are called so.
+    ids = {piece.text: i for i, piece in enumerate(pieces) if piece.type == CONTROL}
+    model = model._replace(bos_id=ids.get(model.bos_piece, -1), eos_id=ids.get(model.eos_piece, -1),
+                           pad_id=ids.get(model.pad_piece, -1))
     if model.model_type not in (UNIGRAM, BPE, WORD, CHARS):
         raise Error(f"{where}: model_type is {model.model_type}; it must be 1 to 4")
     return model
 
 
-def check(piece, seen, i, reader, at):
+def problem_of(piece, known):
     if not piece.text:
-        raise reader.error(f"piece {i} is empty", at)
+        return "is empty"
+    if piece.text in known:
+        return f"repeats {piece.text!r}"
     if not -math.inf < piece.score < math.inf:
-        raise reader.error(f"the score of piece {i} is {piece.score}", at)
-    if not NORMAL <= piece.type <= BYTE:
-        raise reader.error(f"piece {i} is of the unknown type {piece.type}", at)
-    if seen.setdefault(piece.text, i) != i:
-        raise reader.error(f"piece {i} repeats {piece.text!r} of piece {seen[piece.text]}", at)
+        return f"has the score {piece.score}"
+    return "" if NORMAL <= piece.type <= BYTE else f"is of the unknown type {piece.type}"
+
+
+def pack(model):
+    """Model -> the bytes of a .model file, as `unpack` and SentencePiece read it"""
+    values = model._asdict()
+    data = b"".join(field(1, packed(PIECE, piece._asdict())) for piece in model.pieces)
+    return data + field(2, packed(TRAINER, values)) + field(3, packed(NORMALIZER, values))
+
+
+def packed(schema, values):
+    return b"".join(field(number, values[name]) for number, (name, _) in schema.items())
+
+
+def field(number, value):
+    kind = KINDS[type(value)]
+    key = varint(8 * number + kind)
+    if kind == 0:
+        return key + varint(value % (1 << 64))
+    if kind == 5:
+        return key + struct.pack("<f", value)
+    data = value.encode() if isinstance(value, str) else value
+    return key + varint(len(data)) + data
+
+
+def varint(value):
+    data = bytearray()
+    while value > 127:
+        data.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*data, value])
 
 
 # --- The rules of a normal form -------------------------------------------------------------------
+
+def inside(borders):
+    """-> what stands between the brackets of a regular expression"""
+    return "".join(f"{chr(a)}-{chr(b - 1)}" for a, b in zip(borders[::2], borders[1::2]))
+
+
+# What a reader takes for one sign, such as a letter with its accents.
+find_signs = regex.compile(r"\X").findall
+# Marks younger than Unicode 17: for the published tokenizers they hang on to nothing.
+YOUNG_SIGNS = spans("5C8-5C9 B53-B54 1ADE-1ADF 1AEC-1AF0 10ECB-10EF9 11DF0 1D127-1D128 1D250-1D281")
+find_young = re.compile(f"[{inside(YOUNG_SIGNS)}]")
+
+
+def signs(text):
+    """-> list of what a reader takes for one sign; together they are the text"""
+    if not find_young.search(text):
+        return find_signs(text)
+    ends = accumulate(map(len, find_signs(find_young.sub("a", text))))
+    return [text[start:end] for start, end in pairwise([0, *ends])]
+
 
 class Charsmap:
     """Rules "this text becomes that one", compiled: four bytes with the size of a trie, the trie,
@@ -196,6 +265,44 @@ class Charsmap:
     rule ends here (at base itself then lies where its new text begins, marked by bit 31), bit 9
     that the offset counts in 256s, and the bits 10 to 30 are the offset.
     """
+
+    @classmethod
+    def build(cls, rules):
+        """{text: new text} -> Charsmap. Each state takes the first base where all its children find
+        room; two states must not share one, or they would share their children."""
+        if bad := [old for old, new in rules.items() if not old or "\0" in old + new]:
+            raise Error(f"the rule for {bad[0]!r} is empty or holds a zero, which ends texts here")
+        texts, starts, tree = b"", {}, {}
+        for old, new in sorted(rules.items()):
+            starts.setdefault(new, len(texts))
+            if starts[new] == len(texts):
+                texts += new.encode() + b"\0"
+            state = tree
+            for c in old.encode():
+                state = state.setdefault(c, {})
+            state[0] = starts[new]          # "the child by 0" is where the new text begins
+        units, bases, states, top = {0: 0}, set(), [(0, tree)], 0
+        for place, state in states:         # the list grows while it is walked
+            base = max(1, (top & ~255) - 256)       # further back there is hardly any room
+            while base in bases or any(base ^ c in units for c in state):
+                base += 1
+            bases.add(base)
+            top = max(top, base)
+            units[place] |= (place ^ base) << 10 | (0 in state) << 8
+            for c, child in state.items():
+                units[base ^ c] = c or 1 << 31 | child
+                states += [(base ^ c, child)] if c else []
+        array = np.zeros((max(units) | 255) + 1, "<u4")
+        array[list(units)] = list(units.values())
+        return cls(array.nbytes.to_bytes(4, "little") + array.tobytes() + texts)
+
+    @classmethod
+    def from_base64(cls, text, where="precompiled_charsmap"):
+        try:
+            blob = base64.b64decode(text, validate=True)
+        except ValueError as e:
+            raise Error(f"{where} is not base64: {e}") from None
+        return cls(blob, where)
 
     def __init__(self, blob, where="charsmap"):
         self.blob, self.where = bytes(blob), where
@@ -212,7 +319,7 @@ class Charsmap:
             raise self.error("the last new text has no end")
         self.check(units)
         self.units = units.tolist()
-        self.root = offset(self.units[0])
+        self.root, self.rule = offset(self.units[0]), Memo(self.shortest)
         self.ascii = "".join(chr(c) for c in range(1, 128) if self.longest(bytes([c])))
 
     def error(self, problem):
@@ -227,11 +334,9 @@ class Charsmap:
         order = np.argsort(parents, kind="stable")
         order = order[labels[order] > 0]
         parents = parents[order]
-        bases, lacking = offset(units[:1]), np.zeros(1, np.int64)
+        bases, lacking = self.bases(units, np.zeros(1, np.int64)), np.zeros(1, np.int64)
         self.parted = True
         for depth in range(LONGEST_RULE + 1):
-            if (bases | 255).max() >= len(units):
-                raise self.error("a state lies outside of the trie")
             first = np.searchsorted(parents, bases)
             count = np.searchsorted(parents, bases, "right") - first
             within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -243,10 +348,16 @@ class Charsmap:
             if lacking.min() < 0:
                 raise self.error("a rule is not UTF-8")
             places, lacking = np.divmod(np.unique(places * 4 + lacking), 4)
-            bases = places ^ offset(units[places])
+            bases = self.bases(units, places)
             ends = units[places] >> 8 & 1 == 1
             self.check_texts(units, bases[ends], lacking[ends])
         raise self.error(f"a rule of more than {LONGEST_RULE} bytes")
+
+    def bases(self, units, places):
+        bases = places ^ offset(units[places])
+        if (bases | 255).max() >= len(units):           # whatever byte is asked for
+            raise self.error("a state lies outside of the trie")
+        return bases
 
     def check_texts(self, units, places, lacking):
         """Where rules end: their new texts exist, and neither side is cut within a character."""
@@ -275,11 +386,34 @@ class Charsmap:
     def text(self, start):
         return self.texts[start:self.texts.index(0, start)].decode()
 
-    def shortest(self, data, at=0):
-        """-> (bytes, new text) or None"""
-        for size, start in self.matches(data, at):
-            return size, self.text(start)
-        return None
+    def shortest(self, text):
+        """-> the new text of the shortest rule that fits the beginning of text; None: none does"""
+        start = next((start for _, start in self.matches(text.encode())), None)
+        return None if start is None else self.text(start)
+
+    def by_signs(self, text):
+        """-> (old, new): the text in parts, and what becomes of each, as Precompiled tells it."""
+        for sign in signs(text):
+            new = self.rule[sign] if len(sign.encode()) < 6 else None
+            if new is not None:
+                yield sign, new
+                continue
+            for c in sign:
+                new = self.rule[c]
+                yield c, c if new is None else new
+
+    def by_prefixes(self, text, kept):
+        """The same, where the longest rule counts. `kept`: matches what no rule may touch."""
+        data, at, i = text.encode(), 0, 0
+        while i < len(text):
+            old = new = text[i]
+            if match := kept(text, i):
+                old = new = match[0]
+            elif (found := self.longest(data, at)) is not None:
+                old, new = data[at:at + found[0]].decode(), found[1]
+            yield old, new
+            at += len(old.encode())
+            i += len(old)
 
     def longest(self, data, at=0):
         found = None
