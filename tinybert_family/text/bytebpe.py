@@ -77,9 +77,8 @@ letters, numbers, neither = listed(LETTERS), listed(NUMBERS), listed(NEITHER)
 find_words = regex.compile(words_pattern(
     rf"[[\p{{L}}{letters}]--[{neither}]]", rf"[[\p{{N}}{numbers}]--[{neither}]]",
     rf"[[^{WHITE}\p{{L}}\p{{N}}{letters}{numbers}]{neither}]", WHITE), regex.VERSION1).findall
-ascii_white = r"\t-\r "
-find_ascii_words = re.compile(words_pattern("[A-Za-z]", "[0-9]", rf"[^A-Za-z0-9{ascii_white}]",
-                                            ascii_white)).findall
+find_ascii_words = re.compile(words_pattern(
+    "[A-Za-z]", "[0-9]", r"[^A-Za-z0-9\t-\r ]", r"\t-\r ")).findall
 # No word holds a space after anything but white space: there a text can be cut without a doubt.
 cut_at_spaces = re.compile(f"(?<=[^{WHITE}]) ").split
 
@@ -106,13 +105,15 @@ def frame(roles):
 # --- The tokenizer --------------------------------------------------------------------------------
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")      # RoBERTa's, in the order of its ids
 BLANK = "Ġ" + "".join(c for c in map(chr, range(0x3001)) if re.match(f"[{WHITE}]", c))
+# What BPE of other kinds has in tokenizer.json, and this kind has not.
+UNUSED = dict(dropout=None, continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False,
+              byte_fallback=False)
 NEVER = 1 << 60             # the rank of a pair that is none
 LONG = 150                  # bytes; longer words are cut by a method that scales, but starts slower
 
 
 class ByteBPE(Tokenizer):
-    KIND = "BPE"
-    CLEANS = False
+    KIND, CLEANS = "BPE", False
 
     def __init__(self, vocab, merges, roles=ANGLES, prefix_space=False, trim=True, normal=None,
                  use_regex=True, unk_token=None, ignore_merges=False, **common):
@@ -137,8 +138,8 @@ class ByteBPE(Tokenizer):
         self.lacks_bytes = None in self.bytes
         # Two memories: "(words" is new to the first, but " words" is not to the second. The first
         # words of texts have no space before them and are remembered apart.
-        self.runs, self.known, self.heads = Memo(self._run), Memo(self._word), Memo(self._head)
-        self.raw = Memo(self._raw)
+        self.heads = Memo(lambda text: self._words(self._split(text, True)))
+        self.runs, self.known, self.raw = Memo(self._run), Memo(self._word), Memo(self._raw)
 
     def _ids(self, text, first=True):
         text = self.normal(text)
@@ -147,21 +148,18 @@ class ByteBPE(Tokenizer):
         ids.extend(chain.from_iterable(map(self.runs.__getitem__, runs[1:])))
         return ids
 
-    def _head(self, text):
-        if self.prefix_space and text and text[0] != " ":
+    def _split(self, text, first=False):
+        if first and self.prefix_space and text and text[0] != " ":
             text = " " + text
-        return self._words(text)
+        return split(text) if self.use_regex else [text]
 
     def _run(self, run):
         if run.isascii() and run.isalpha():
             return self.known[" " + run]
-        return self._words(" " + run)
+        return self._words(split(" " + run))
 
-    def _words(self, text):
-        ids = []
-        for word in split(text) if self.use_regex else [text]:
-            ids += self.known[word]
-        return tuple(ids)
+    def _words(self, words):
+        return tuple(chain.from_iterable(map(self.known.__getitem__, words)))
 
     def _word(self, word):
         if self.ignore_merges and (whole := self.ids.get(spelt(word))) is not None:
@@ -171,7 +169,7 @@ class ByteBPE(Tokenizer):
     def glue(self, ids):
         """The ids of single bytes -> the ids of the pieces that are made of them. The pair of the
         best rank is glued first; of equal ones the leftmost."""
-        if self.lacks_bytes:
+        if self.lacks_bytes and None in ids:
             ids = [i for i in ids if i is not None]
         if len(ids) > LONG:
             return self._glue_long(ids)
@@ -227,14 +225,13 @@ class ByteBPE(Tokenizer):
     # The plain way, with places.
 
     def words(self, text, spans, first=True):
-        if self.prefix_space and text and text[0] != " ":
-            text, spans = " " + text, [spans[0], *spans]
-        found, start = [], 0
-        for word in split(text) if self.use_regex else [text]:
-            sizes = [len(c.encode()) for c in word]
-            mine = spans[start:start + len(word)]
-            found.append((spelt(word), [x for x, size in zip(mine, sizes) for _ in range(size)]))
-            start += len(word)
+        words = self._split(text, True)
+        if sum(map(len, words)) > len(text):            # a space was put before it
+            spans = [spans[0], *spans]
+        spans, found = iter(spans), []
+        for word in words:              # the bytes of a character all stand where it stands
+            places = [[next(spans)] * len(c.encode()) for c in word]
+            found.append((spelt(word), list(chain.from_iterable(places))))
         return found
 
     def cut(self, word):
@@ -246,8 +243,12 @@ class ByteBPE(Tokenizer):
     def trace(self, text):
         ids, places = super().trace(text)
         if self.trim:
-            places = [self._trimmed(self.vocab[i], *place, n == 0)
-                      for n, (i, place) in enumerate(zip(ids, places))]
+            # An added token is what it took of the text, with the spaces that it ate.
+            found = {self.ids[token.text]: token.text for token in self.added}
+            pieces = [text[a:b] if i in found and found[i] in text[a:b] else self.vocab[i]
+                      for i, (a, b) in zip(ids, places)]
+            places = [self._trimmed(piece, *place, n == 0)
+                      for n, (piece, place) in enumerate(zip(pieces, places))]
         return ids, places
 
     def _trimmed(self, piece, start, end, first):
@@ -274,10 +275,9 @@ class ByteBPE(Tokenizer):
         """The sections of tokenizer.json that are BPE's own."""
         level = dict(type="ByteLevel", add_prefix_space=self.prefix_space, trim_offsets=True,
                      use_regex=self.use_regex)
-        model = dict(type="BPE", dropout=None, unk_token=self.unk_token,
-                     continuing_subword_prefix=None, end_of_word_suffix=None, fuse_unk=False,
-                     byte_fallback=False, ignore_merges=self.ignore_merges, vocab=self.ids,
-                     merges=[list(pair) for pair in self.merges])
+        merges = [list(pair) for pair in self.merges]
+        model = dict(type="BPE", unk_token=self.unk_token, ignore_merges=self.ignore_merges,
+                     **UNUSED, vocab=self.ids, merges=merges)
         return dict(normalizer=self.normal.to_json(), pre_tokenizer=level, decoder=level,
                     model=model)
 
@@ -302,8 +302,7 @@ class ByteBPE(Tokenizer):
         level = section(whole, "pre_tokenizer", where, "ByteLevel")
         section(whole, "decoder", where, "ByteLevel")
         model, known = whole["model"], set(vocab)
-        for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                     "byte_fallback"):
+        for name in UNUSED:
             if value := model.get(name):
                 raise Error(f"{where}: model.{name} is {value!r}; a byte-level BPE of this family "
                             "has none")
@@ -338,18 +337,18 @@ class ByteBPE(Tokenizer):
             raise Error(f"the special tokens lack {' '.join(lacking)}; give "
                         f"{' '.join(BRACKETS.values())} or {' '.join(ANGLES.values())}")
         added = [Added(name, left=name == roles["mask"]) for name in special]
-        common = dict(roles=roles, prefix_space=prefix_space, normal=normal, added=added, **common)
+        common = dict(roles=roles, prefix_space=prefix_space, normal=normal, added=added) | common
         vocab = list(dict.fromkeys([*special, *sorted(BYTE)]))
-        if size < len(vocab):
-            raise Error(f"{size} pieces are too few: the special tokens and the 256 bytes take "
-                        f"{len(vocab)}; ask for {len(vocab)} or, better, many more")
+        if not len(vocab) <= size <= MOST:
+            raise Error(f"a vocabulary of {size} pieces: choose from {len(vocab)}, which are the "
+                        f"special tokens and the 256 bytes, to {MOST}")
         counts = count_words(cls(vocab, [], **common), texts)
         return cls(vocab, learn(counts, vocab, size, progress), **common)
 
 
 def checked(merges, vocab, where):
-    """Merges, each "a b" or [a, b] -> pairs, of which none is impossible. `where` tells of a merge's
-    number where it stands."""
+    """Merges, each "a b" or [a, b] -> pairs, of which none is impossible. `where`: a merge's number
+    -> where it stands."""
     found = {}
     for n, merge in enumerate(merges):
         try:
@@ -379,8 +378,9 @@ def read_merges(path, vocab):
 
 
 # --- Learning a vocabulary ------------------------------------------------------------------------
+MOST = 1 << 20          # pieces, for each is written as a character while learning
 LEAST = 2               # what occurs less often is not worth a piece
-COUNTED = 1 << 22       # different words held while counting; beyond, those seen once are forgotten
+COUNTED = 1 << 21       # different words held while counting; beyond, those seen once are forgotten
 
 
 def count_words(tokenizer, texts):
@@ -391,7 +391,7 @@ def count_words(tokenizer, texts):
     def fold():
         for counts, space in ((heads, ""), (runs, " ")):
             for run, n in counts.items():
-                for word in split(space + run):
+                for word in tokenizer._split(space + run, not space):
                     words[word] += n
             counts.clear()
         if len(words) > COUNTED:
@@ -403,12 +403,11 @@ def count_words(tokenizer, texts):
             raise Error(f"a vocabulary is learnt from texts (str), not from {type(text).__name__}")
         for part, _, token in parts(text, pattern, tokenizer.finder):
             if token is None:
-                first, *rest = runs_of(tokenizer.normal(part))
-                if tokenizer.prefix_space and first and first[0] != " ":
-                    first = " " + first
+                part = tokenizer.normal(part)
+                first, *rest = runs_of(part) if tokenizer.use_regex else [part]
                 heads[first] += 1
                 runs.update(rest)
-        if len(runs) > COUNTED:
+        if len(runs) + len(heads) > COUNTED:
             fold()
     fold()
     return words
@@ -434,11 +433,10 @@ def learn(counts, vocab, size, progress=None):
     for at, word in enumerate(words):
         for pair in map(add, word, word[1:]):
             where[pair].append(at)
-    pairs = defaultdict(int)
-    pairs.update((pair, sum([counts[at] for at in found])) for pair, found in where.items())
-    heap = [entry(pair, pairs[pair], found) for pair, found in where.items()]
-    heapq.heapify(heap)
-    merges = {}
+    pairs, heap, merges = defaultdict(int), [], {}
+    for pair, found in where.items():
+        pairs[pair] = sum(map(counts.__getitem__, found))
+        heapq.heappush(heap, entry(pair, pairs[pair], found))
     while heap and len(vocab) < size:
         _, count, pair, found = heapq.heappop(heap)
         if pairs[pair] != count:
@@ -449,10 +447,9 @@ def learn(counts, vocab, size, progress=None):
         left, right = pair
         piece = vocab[ord(left)] + vocab[ord(right)]
         new = ids.setdefault(piece, len(vocab))         # it may exist: a+bc and ab+c are one piece
-        if new == len(vocab):
-            vocab.append(piece)
-            if progress and new % 256 == 0:
-                progress(new, size)
+        vocab += [piece] * (new == len(vocab))
+        if progress and new % 256 == 0:
+            progress(new, size)
         merges.pop(pair, None)      # a pair that an old piece brought back ranks where it came last
         merges[pair] = True
         for grown, found in glue(pair, chr(new), found, words, counts, pairs).items():
