@@ -109,19 +109,19 @@ def width_of(sizes, padding, limit, multiple):
     return -(-width // multiple) * multiple if multiple else width
 
 
-def arrays_of(rows, width, pad, side):
-    """-> {name: int64 array [S, width]}"""
+def arrays_of(rows, width, pad, side, wanted):
+    """-> {name: int64 array [S, width]} of the wanted names, in their order"""
     one_of("padding_side", side, SIDES)
-
-    def filled(columns, blank):
-        table = np.empty((len(columns), width, *np.shape(blank)), np.int64)
-        table[:] = blank
-        for line, column in zip(table, columns):
-            line[slice(width - len(column), None) if side == "left" else slice(len(column))] = \
-                np.reshape(column, (len(column), *np.shape(blank)))
-        return table
-    return dict(input_ids=filled([row.ids for row in rows], pad),
-                token_type_ids=filled([row.types for row in rows], 0),
-                attention_mask=filled([[1] * len(row.ids) for row in rows], 0),
-                special_tokens_mask=filled([row.special for row in rows], 1),
-                offset_mapping=filled([row.places for row in rows], (0, 0)))
+    columns = dict(input_ids=(lambda row: row.ids, pad), token_type_ids=(lambda row: row.types, 0),
+                   attention_mask=(lambda row: 1, 0), offset_mapping=(lambda row: row.places, 0),
+                   special_tokens_mask=(lambda row: row.special, 1))
+    arrays = {}
+    for name in wanted:
+        column, blank = columns[name]
+        shape = (len(rows), width, 2) if name == "offset_mapping" else (len(rows), width)
+        arrays[name] = np.full(shape, blank, np.int64)
+        for line, row in zip(arrays[name], rows):
+            start = width - len(row.ids) if side == "left" else 0
+            if row.ids:
+                line[start:start + len(row.ids)] = column(row)
+    return arrays

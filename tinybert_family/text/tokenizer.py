@@ -73,6 +73,7 @@ class Tokenizer:
     """
     KIND = None                 # as tokenizer.json names the algorithm
     CLEANS = True               # whether decoding may close the gaps before punctuation
+    CARE = ""                   # characters that `_easy` cannot do
 
     def __init__(self, vocab, roles, added=None, single=None, pair=None, inputs=INPUTS,
                  max_length=None, padding_side="right", truncation_side="right", clean_up=False):
@@ -93,7 +94,7 @@ class Tokenizer:
         self.pair = pair or [cls, ("$A", 0), sep, ("$B", 1), (roles["sep"], 1)]
         self.inputs, self.max_length = tuple(inputs), max_length
         self.padding_side, self.truncation_side = padding_side, truncation_side
-        self.clean_up, self.finders = clean_up, None
+        self.clean_up, self.finders, self.care = clean_up, None, self._care
 
     @property
     def size(self):
@@ -109,10 +110,11 @@ class Tokenizer:
         """-> ids, without a frame; special tokens written in the text are recognised."""
         if not isinstance(text, str):
             raise Error(f"a tokenizer encodes a str, not {type(text).__name__}; decode bytes first")
-        raw, normal = self.finders or self._find()
-        if raw is None or not raw.search(text):
-            if normal is None or not normal.search(self.normal(text)):
-                return self._ids(text)
+        if not self.care(text):
+            return self._easy(text)
+        raw, normal = self.finders
+        if not (raw and raw.search(text) or normal and normal.search(self.normal(text))):
+            return self._ids(text)
         ids = []
         for part, start, token in parts(text, raw, self.finder):
             if token is not None:
@@ -174,6 +176,10 @@ class Tokenizer:
     def pieces(self, text):
         return [self.vocab[i] for i in self.encode(text)]
 
+    def shown(self, piece):
+        """A piece for people, in WordPiece's way: "##" before what continues a word"""
+        return piece
+
     def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=None):
         """Pieces -> text. What normalising dropped is lost."""
         ids = np.asarray(ids)
@@ -203,7 +209,20 @@ class Tokenizer:
                               for token in self.added if token.normal}
         self.finders = tuple(re.compile(longest(finder)) if finder else None
                              for finder in (self.finder, self.normal_finder))
+        begins = "".join({text[0] for text in self.finder}) + self.CARE
+        self.care = re.compile(f"[{re.escape(begins)}]").search if begins else lambda text: None
+        if self.normal_finder:      # where the normal form is asked for, no text is easy
+            self.care = bool
         return self.finders
+
+    def _care(self, text):
+        """The first text of all has the patterns made."""
+        self._find()
+        return self.care(text)
+
+    def _easy(self, text):
+        """`_ids` for a text that holds no CARE and nothing that begins an added token"""
+        return self._ids(text)
 
     # --- Batches ----------------------------------------------------------------------------------
 
@@ -234,13 +253,13 @@ class Tokenizer:
                 both = framing.fitted(both, room, truncation, self.truncation_side)
             rows.append(framing.framed(both, frame, self.ids))
         width = framing.width_of([len(row.ids) for row in rows], padding, limit, pad_to_multiple_of)
-        named = framing.arrays_of(rows, width, self.pad, padding_side or self.padding_side)
         types = return_token_type_ids
-        wanted = dict(input_ids=True, attention_mask=True,
+        wanted = dict(input_ids=True,
                       token_type_ids="token_type_ids" in self.inputs if types is None else types,
-                      special_tokens_mask=return_special_tokens_mask,
+                      attention_mask=True, special_tokens_mask=return_special_tokens_mask,
                       offset_mapping=return_offsets_mapping)
-        return {name: array for name, array in named.items() if wanted[name]}
+        return framing.arrays_of(rows, width, self.pad, padding_side or self.padding_side,
+                                 [name for name, asked in wanted.items() if asked])
 
     # --- Files ------------------------------------------------------------------------------------
 

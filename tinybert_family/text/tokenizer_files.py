@@ -97,7 +97,9 @@ def from_tokenizer_json(path, options):
     common = common_of(pieces, options, path) | frame
     if not any(kind for _, kind in frame["pair"]):
         common.setdefault("inputs", PLAIN)
-    if kind != "BPE":
+    if kind == "BPE":
+        check_prefixes(whole, path)
+    else:
         common.pop("trim")
     if kind == "WordPiece":
         common |= wordpiece_options(options)
@@ -288,6 +290,18 @@ def frame_of(spec, names, path):
                            pair=[cls, ("$A", 0), sep, ("$B", 1), (roles["sep"], 1)])
     raise Error(f"{where}.type is {kind!r}; known are TemplateProcessing, BertProcessing, "
                 "RobertaProcessing, ByteLevel and a Sequence of them")
+
+
+def check_prefixes(whole, path):
+    """Whether texts begin with a space is said in two places, and then must be said alike."""
+    said = {}
+    for name, steps in ("pre_tokenizer", "pretokenizers"), ("post_processor", "processors"):
+        spec = whole.get(name)
+        for part in (spec.get(steps) or [spec]) if isinstance(spec, dict) else []:
+            if isinstance(part, dict) and part.get("type") in ("ByteLevel", "RobertaProcessing"):
+                said[f"{name}.add_prefix_space"] = part.get("add_prefix_space", True)
+    if len(set(map(str, said.values()))) > 1:
+        raise Error(f"{path}: {' and '.join(said)} differ; give both the same value")
 
 
 def template(steps, ids, names, where):

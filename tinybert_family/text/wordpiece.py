@@ -25,12 +25,12 @@ LONGEST_WORD = 100          # characters; a longer word is [UNK] unseen
 # --- The tokenizer --------------------------------------------------------------------------------
 # str.split() would split at these, but by the rules they vanish.
 FALSE_SPACES = dict.fromkeys(map(ord, "\x0b\x0c\x1c\x1d\x1e\x1f\x85"))
-find_false_space = re.compile(r"[\x0b\x0c\x1c-\x1f\x85]").search
 split_special = re.compile(f"({longest(SPECIAL)})").split
 
 
 class WordPiece(Tokenizer):
     KIND = "WordPiece"
+    CARE = "".join(map(chr, FALSE_SPACES))
 
     def __init__(self, vocab, lower=True, accents=None, chinese=True, closes=True, roles=BRACKETS,
                  **common):
@@ -46,13 +46,14 @@ class WordPiece(Tokenizer):
         self.runs, self.known = Memo(self._run), Memo(self._word)
         self.tails = Memo(self._tail)
 
-    def _ids(self, text, first=True):
+    def _easy(self, text):
         ids, runs = [], self.runs
-        if find_false_space(text):
-            text = text.translate(FALSE_SPACES)
         for run in text.split():
             ids += runs[run]
         return ids
+
+    def _ids(self, text, first=True):
+        return self._easy(text.translate(FALSE_SPACES))
 
     def split(self, run):
         """A run of text between white space -> its words and signs, cleaned."""
