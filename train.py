@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import argparse
 import hashlib
 import itertools
+import json
 import math
 import platform
 import re
@@ -36,11 +37,12 @@ except ModuleNotFoundError as missing:
 
 import tinybert_family as tbf
 from tinybert_family import Error, checkpoint, files, fillings, report, runs
-from tinybert_family.console import Parser, Progress, say
+from tinybert_family.console import Parser, Progress, bar, say
 from tinybert_family.engine import backend
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import OPTIMIZERS, SCHEDULES, Arena, clip
 from tinybert_family.text import corpus as texts
+from tinybert_family.text import tokenizer_files
 from tinybert_family.text.batches import Prefetch, pack
 from tinybert_family.text.wordpiece import WordPiece
 from tinybert_family.workers import Workers
@@ -61,7 +63,7 @@ def options():
     add("--data", nargs="+", metavar="PATH",
         help="text files or folders (.txt .jsonl .gz); default: Python's own documentation")
     add("--encoding", default="utf-8", help="of the text files")
-    add("--tokenizer", metavar="FOLDER", help="use its vocab.txt instead of training one")
+    add("--tokenizer", metavar="FOLDER", help="use its tokenizer instead of training one")
     add("--out", metavar="FOLDER", help="the run's folder (default runs/MODEL-SIZE)")
     add("--resume", action="store_true", help="continue the run in --out, to the same bits")
     add("--seed", type=int, default=0)
@@ -122,22 +124,32 @@ def vocabulary(config, documents, exactly):
             break
     # A piece should be seen some dozens of times: one for every few hundred characters.
     enough = max(1024, 1 << int(math.log2(max(1, characters // 300))))
-    return WordPiece.train(sample, config.vocab if exactly else min(config.vocab, enough))
+    return WordPiece.train(sample, config.vocab if exactly else min(config.vocab, enough),
+                           progress=bar("vocabulary", "piece"))
 
 
 def corpus_of(documents, name, args, tokenizer):
-    """The corpus as memory-mapped numbers, made once for a text and a vocabulary."""
-    key = hashlib.sha256("\n".join([name, args.encoding, *tokenizer.vocab]).encode())
+    """The corpus as memory-mapped numbers, made once for a text and a tokenizer."""
+    whole = json.dumps(tokenizer_files.whole_of(tokenizer))
+    key = hashlib.sha256("\n".join([name, args.encoding, whole]).encode(errors="replace"))
     for path, *_ in texts.listed([Path(p) for p in args.data or []]):
         about = os.stat(path)
-        key.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode())
+        key.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode(errors="replace"))
     folder = texts.cache_folder() / f"corpus-{key.hexdigest()[:16]}"
     if folder.exists():
         try:
             return texts.Corpus.open(folder)
         except Error:
             pass                                        # damaged: made anew
-    return texts.Corpus.build(documents(), tokenizer, folder, name)
+    told = time.perf_counter()
+
+    def progress(done):
+        nonlocal told
+        now = time.perf_counter()
+        if now - told > 10:
+            told = now
+            say(f"data   {done / 1e6:,.0f} million characters are numbers now")
+    return texts.Corpus.build(documents(), tokenizer, folder, name, progress, args.workers)
 
 
 def micro_batches(objective, config, documents, seed, position):

@@ -1,4 +1,5 @@
 """Text in, ids out: the generated language, reading, the embedded corpus, the mapped files."""
+import argparse
 import bz2
 import gzip
 import hashlib
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings, strategies as st
 
 from tinybert_family.error import Error
 from tinybert_family.text import corpus, toy
 from tinybert_family.text.corpus import Corpus, Document, read
+from tinybert_family.text.wordpiece import SPECIAL, WordPiece
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,6 +109,22 @@ def test_cutting_loses_no_character_but_white_space(text):
     cut = corpus.sentences(text)
     assert "".join("".join(cut).split()) == "".join(text.split())
     assert all(s and s == " ".join(s.split()) for s in cut)
+
+
+# The rules as one expression, as slow as it is plain.
+PLAIN = regex.compile(r"""
+      (?<= [.!?…] ["'”’»)\]]{0,3} )
+      (?<! \b (?: Mr | Mrs | Ms | Dr | Prof | St | vs | cf | e\.g | i\.e | \p{Lu} ) \. )
+      \s (?= ["'“‘«(\[]{0,3} [\p{Lu}\p{Lo}\p{N}] )
+    | (?<= [。！？] [”’」』）]{0,3} ) (?= [^”’」』）。！？\s] )
+    """, regex.VERBOSE | regex.VERSION1)
+BITS = [*".!?…。！？\"'”’»)]」』）“‘«([ \u3000\x1c", "A", "É", "9", "的", "a", "Mr", "e.g", "vs"]
+
+
+@settings(max_examples=500)
+@given(st.text(st.characters()) | st.lists(st.sampled_from(BITS)).map("".join))
+def test_the_quick_search_cuts_where_the_plain_rules_do(text):
+    assert corpus.sentences(text) == [s for s in PLAIN.split(" ".join(text.split())) if s]
 
 
 @pytest.mark.parametrize("unit", ["a", ")", ".", "。", '."', "A. ", "! ", "Mr. "])
@@ -610,3 +629,40 @@ def test_the_real_texts_beside_the_checkout_read_whole(shared):
     found, text = list(read([path])), lzma.decompress(path.read_bytes()).decode()
     assert len(found) == sum(bool(block.strip()) for block in text.split("\n\n"))
     assert " ".join(s for d in found for s in d.sentences).split() == text.split()
+
+
+# -------------------------------------------------------------------------- what train.py makes of it
+
+def test_a_corpus_is_made_once_for_a_text_and_a_tokenizer_whatever_its_vocabulary(
+        monkeypatch, tmp_path):
+    import train
+    monkeypatch.setenv("TINYBERT_CACHE", str(tmp_path))
+    path = put(tmp_path / "text" / "a.txt", "An a. A b.")
+    made = []
+
+    def documents():
+        made.append(1)
+        return read(path)
+
+    def ids(**options):
+        tokenizer = WordPiece([*SPECIAL, "a", "b", "an", "."], **options)
+        args = argparse.Namespace(data=[str(path)], encoding="utf-8", workers=None)
+        return train.corpus_of(documents, "mine", args, tokenizer).ids.tolist()
+
+    assert ids() == ids() == [7, 5, 8, 5, 6, 8] and len(made) == 1
+    assert ids(lower=False) == [1, 5, 8, 1, 6, 8] and len(made) == 2        # An and A are unknown
+    assert ids(lower=False) == [1, 5, 8, 1, 6, 8] and len(made) == 2
+    put(path, "A b.")
+    assert ids() == [5, 6, 8] and len(made) == 3
+
+
+def test_a_long_text_tells_now_and_then_how_far_it_is(monkeypatch, tmp_path, capsys):
+    import train
+    monkeypatch.setenv("TINYBERT_CACHE", str(tmp_path))
+    times = iter(range(0, 1000, 4))
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(times))
+    args = argparse.Namespace(data=None, encoding="utf-8", workers=1)
+    tokenizer = WordPiece([*SPECIAL, "a"])
+    train.corpus_of(lambda: toy.documents(9), "toy", args, tokenizer)
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["data   0 million characters are numbers now"] * 3     # after 12 seconds each

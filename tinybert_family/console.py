@@ -62,6 +62,19 @@ def say(line):
     sys.stdout.flush()
 
 
+def bar(what, unit):
+    """-> progress(done, total): a bar on a terminal while something is made; elsewhere nothing."""
+    drawn = tqdm(desc=what, unit=unit, dynamic_ncols=True, leave=False,
+                 disable=not sys.stderr.isatty())
+
+    def progress(done, total):
+        drawn.total = total
+        drawn.update(done - drawn.n)
+        if done >= total:
+            drawn.close()
+    return progress
+
+
 class Progress:
     """A bar on a terminal; elsewhere a line now and then, so that log files stay readable."""
 

@@ -1,7 +1,8 @@
 """Files -> documents -> sentences -> token ids in memory-mapped files.
 
-Everything streams: a document is read, cut into sentences, encoded and written before the next is
-looked at, so a corpus may be larger than memory. What is held out is decided here too.
+Everything streams: a document is read, cut into sentences, encoded (encoders.py) and written before
+the next is looked at, or a few megabytes later where several processes share the work; so a corpus
+may be larger than memory. What is held out is decided here too.
 
   read(paths)    plain text, .jsonl, folders of both, also packed as .gz .xz .bz2
   embedded()     the corpus of a machine without one: the documentation that every CPython brings
@@ -10,9 +11,11 @@ looked at, so a corpus may be larger than memory. What is held out is decided he
 import ast
 import bz2
 import codecs
+import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import os
@@ -28,24 +31,32 @@ import numpy as np
 import regex
 
 from tinybert_family.error import Error
-from tinybert_family.text import toy
+from tinybert_family.text import encoders, toy
+from tinybert_family.text.encoders import characters
 from tinybert_family.text.toy import Document
 
 # ---------------------------------------------------------------------------------------- sentences
 # A sentence ends at . ! or ? (and closing quotes) before a space and a capital, digit or opening
 # quote, but not after short words with a full stop of their own, nor after initials (J. S. Bach).
-# Chinese and Japanese write no space there. Repeats are bounded, so hostile text costs no more.
+# The space stands first in the expression, for then a search leaps from space to space. Repeats are
+# bounded, so hostile text costs no more.
 SENTENCE_END = regex.compile(r"""
-      (?<= [.!?…] ["'”’»)\]]{0,3} )
-      (?<! \b (?: Mr | Mrs | Ms | Dr | Prof | St | vs | cf | e\.g | i\.e | \p{Lu} ) \. )
-      \s (?= ["'“‘«(\[]{0,3} [\p{Lu}\p{Lo}\p{N}] )
-    | (?<= [。！？] [”’」』）]{0,3} ) (?= [^”’」』）。！？\s] )
+    [ ] (?<= [.!?…] ["'”’»)\]]{0,3} [ ] )
+        (?<! \b (?: Mr | Mrs | Ms | Dr | Prof | St | vs | cf | e\.g | i\.e | \p{Lu} ) \. [ ] )
+        (?= ["'“‘«(\[]{0,3} [\p{Lu}\p{Lo}\p{N}] )
     """, regex.VERBOSE | regex.VERSION1)
+# Chinese and Japanese write no space there.
+HAS_WIDE_STOP = regex.compile("[。！？]").search
+WIDE_END = regex.compile("(?<= [。！？] [”’」』）]{0,3} ) (?= [^”’」』）。！？ ] )",
+                         regex.VERBOSE | regex.VERSION1)
 
 
 def sentences(paragraph):
     """A paragraph's sentences. White space of every kind (tabs, U+2028, ...) becomes one space."""
-    return [s for s in SENTENCE_END.split(" ".join(paragraph.split())) if s]
+    found = SENTENCE_END.split(" ".join(paragraph.split()))
+    if HAS_WIDE_STOP(paragraph):
+        found = [s for part in found for s in WIDE_END.split(part)]
+    return [s for s in found if s]
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -258,16 +269,12 @@ def first_source():
     python = f"documentation of CPython {sys.version.split()[0]}"
     texts = [*docstrings(sysconfig.get_path("stdlib")), *topics()]
     found = clean(texts)
-    if characters(found) >= ENOUGH:
+    if sum(map(characters, found)) >= ENOUGH:
         return python, found
     found = clean([*texts, *docstrings(os.path.dirname(np.__file__), "numpy.")])
-    if characters(found) >= ENOUGH:
+    if sum(map(characters, found)) >= ENOUGH:
         return f"{python} (what there is) and NumPy {np.__version__}", found
     return "toy language (this Python carries no documentation)", toy.documents(2000)
-
-
-def characters(documents):
-    return sum(len(sentence) for document in documents for sentence in document.sentences)
 
 
 def topics():
@@ -355,8 +362,9 @@ class Corpus:
         self.names, self.info = names, info
 
     @staticmethod
-    def build(documents, tokenizer, folder, name="", progress=None):
-        """Encode documents, one at a time. After each, progress(characters done) is called."""
+    def build(documents, tokenizer, folder, name="", progress=None, processes=None):
+        """Encode documents as they come, a long text in several `processes` (None: one a core).
+        After each document progress(characters done) is called."""
         folder = Path(folder).absolute()
         work = folder.with_name(f".{folder.name}-{os.urandom(4).hex()}")
         try:
@@ -365,7 +373,9 @@ class Corpus:
                 raise Error(f"{folder} exists and is no corpus; give a folder that is new or empty")
             # Written under another name: a build that dies leaves no half corpus under this one.
             work.mkdir(parents=True)
-            write(work, documents, tokenizer, name, progress)
+            found = encoders.encoded(documents, tokenizer, work, processes)
+            with contextlib.closing(found):         # which ends the processes, too
+                write(work, found, encoders.kind_of(tokenizer), name, progress)
             if folder.exists():                     # what was there steps aside, and is deleted
                 os.rename(folder, work / "older")
             os.rename(work, folder)
@@ -399,25 +409,25 @@ class Corpus:
             raise Error(f"the corpus {folder} {what} ({e}); build it again from its text") from None
 
 
-def write(folder, documents, tokenizer, name, progress):
-    """Stream documents into a corpus's files. In memory stay only the documents' names and cuts."""
-    kind = "<u2" if tokenizer.size <= 2**16 else "<u4"
+def write(folder, found, kind, name, progress):
+    """Stream (document, Encoded) into a corpus's files. In memory stay only the documents' names
+    and cuts. A sentence of which no token is left is left out."""
     names, cuts, sha = [], [0], hashlib.sha256()
     words = size = tokens = done = 0
     with open(folder / "ids.bin", "wb") as ids_file, open(folder / "sentences.bin", "wb") as ends:
         ends.write(bytes(8))                        # the first sentence starts at 0
-        for document in documents:
-            kept, ids, lengths = encode(document, tokenizer)
-            if lengths:
-                ids_file.write(ids.astype(kind).tobytes())
-                ends.write((tokens + np.cumsum(lengths, dtype="<i8")).tobytes())
+        for document, (ids, lengths, own_words) in found:
+            kept = Document(document.name, [*itertools.compress(document.sentences, lengths)])
+            if kept.sentences:
+                ids_file.write(ids.tobytes())
+                ends.write((tokens + np.cumsum(lengths[lengths > 0], dtype="<i8")).tobytes())
                 sha.update(as_text(kept).encode("utf-8", "replace"))
                 names.append(kept.name)
-                cuts.append(cuts[-1] + len(lengths))
+                cuts.append(cuts[-1] + len(kept.sentences))
                 tokens += len(ids)
-                words += sum(len(s.split()) for s in kept.sentences)
-                size += characters([kept])
-            done += characters([document])
+                words += own_words
+                size += characters(kept)
+            done += characters(document)
             if progress:
                 progress(done)
         sync(ids_file)
@@ -433,17 +443,6 @@ def write(folder, documents, tokenizer, name, progress):
         arrays[what] = "<i8", len(array)
     about = json.dumps(dict(info=info, arrays=arrays, names=names), indent=1)
     save(folder / "corpus.json", about.encode())
-
-
-def encode(document, tokenizer):
-    """(document, ids, lengths) without the sentences of which no token is left."""
-    coded = [(s, i) for s in document.sentences if len(i := tokenizer.encode(s))]
-    all_ids = np.array([i for _, ids in coded for i in ids], np.int64)
-    wrong = all_ids[(all_ids < 0) | (all_ids >= tokenizer.size)]
-    if len(wrong):
-        raise Error(f"token id {wrong[0]} in document {document.name}, but the tokenizer has "
-                    f"{tokenizer.size} entries; its files do not belong together")
-    return Document(document.name, [s for s, _ in coded]), all_ids, [len(i) for _, i in coded]
 
 
 def save(path, data):
