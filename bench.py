@@ -3,7 +3,7 @@
     python bench.py                   our own numbers, and the share of the floor reached
     python bench.py --peers           beside transformers on torch, and the tokenizers library
     python bench.py --section step --size tiny --peers --json numbers.json
-    python bench.py --section infer --peers
+    python bench.py --section text --peers --data my_texts/
     python bench.py --section family  every model beside BERT, and beside what its paper says
 
 The floor of a step is the time of its matrix products alone (a real step tells which), in arrays
@@ -60,8 +60,9 @@ from tinybert_family.engine.autograd import OPS, no_grad
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
 from tinybert_family.files import write_atomically
-from tinybert_family.text import corpus, toy
-from tinybert_family.text.wordpiece import WordPiece
+from tinybert_family.text import corpus, tokenizer_files, toy
+from tinybert_family.text.encoders import cores
+from tinybert_family.text.tokenizer import Memo
 from train import Parser, Workers
 
 
@@ -104,6 +105,8 @@ def read_command(argv):
     add("--micro", type=int, metavar="TOKENS", help="in one of our micro-batches")
     add("--compile-seconds", type=float, default=60, metavar="S",
         help="for torch.compile, in all (default 60; 0: leave it out)")
+    add("--data", metavar="PATH", nargs="+", help="for the section text; default: Python's own "
+        "documentation")
     add("--json", metavar="FILE", help="write all numbers there, too")
     add("--alone", choices=["ours", "transformers"],
         help="one side of the first line in this process: its memory and time, as JSON")
@@ -115,6 +118,8 @@ def read_command(argv):
     for name in "repeats", "micro":
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Error(f"--{name} {getattr(args, name)}: it must be at least 1")
+    if args.data:
+        corpus.read(args.data)                      # complains now, not after minutes
     if args.json and not (folder := Path(args.json).absolute().parent).is_dir():
         raise Error(f"--json {args.json}: there is no folder {folder}; make it first")
     args.cores = 1 if args.threads == "1" else cores()
@@ -136,10 +141,6 @@ def lines_of(args):
             args.notes.append(f"no size {size}: {', '.join(without)}")
     sizes = args.size or list(SIZES)[1:]
     return [(name, size) for name in has for size in sizes if size in has[name]]
-
-
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 # ---- the work: the same tokens for both sides
@@ -593,46 +594,105 @@ def resident(field):
 # ---- the section text
 
 def text_rows(args):
-    """Encoding line by line: cold, with nothing remembered; warm, with every word seen before."""
-    say("text: the corpus and its vocabulary")
-    smoke = args.size == ["smoke"]
-    documents = toy.documents(20) if smoke else corpus.embedded()
-    lines = [sentence for document in documents for sentence in document.sentences]
-    lines = lines[::max(1, sum(map(len, lines)) // 1_000_000)]      # a megabyte, from everywhere
-    vocabulary = WordPiece.train(lines, 300 if smoke else 8192).vocab
-    tokenizer = WordPiece(vocabulary)
+    """Every kind of tokenizer learns a vocabulary, and encodes with it, line by line."""
+    smoke, speeds = args.size == ["smoke"], {}
+    if args.data:
+        documents = corpus.read(args.data)
+    else:
+        documents = toy.documents(20) if smoke else corpus.embedded()
+    lines = [line for document in documents for line in document.sentences]
+    lines = lines[::max(1, sum(map(len, lines)) // 2_000_000)]      # from everywhere
+    library = import_tokenizers(args) if args.peers else None
+    for kind in tokenizer_files.KINDS.values():
+        say(f"text: {kind.KIND}")
+        ours = yield from learning(args, kind, lines, 300 if smoke else 8192, library)
+        speeds[kind.KIND] = yield from encoding(args, ours, lines, library)
+    for size in ("smoke",) if smoke else ("smoke", "tiny"):
+        model = Ours(args, *setting("bert", size, 0.1), True)
+        batch = make_batch(model.work, "full")
+        step = median(interleave(dict(step=model.step(batch)), args.repeats, args.clock)["step"])
+        told = [f"{batch.ids.size / speed / step:.2%} {name}" for name, speed in speeds.items()]
+        args.notes.append(f"text: encoding {batch.ids.size:,} new tokens takes, of the time of a "
+                          f"training step on them, bert {size}: {', '.join(told)}")
 
-    def encode(tokenizer):
-        return [tokenizer.encode(line) for line in lines]
-    sides = dict(warm=lambda: encode(tokenizer), cold=lambda: encode(WordPiece(vocabulary)))
-    peers = text_peers(args, vocabulary, lines, encode(tokenizer)) if args.peers else {}
-    say("text: encoding")
+
+def learning(args, kind, lines, size, library):
+    """A row, then our tokenizer; how well both vocabularies suit other text goes into a note."""
+    learnt, held, made = [x for i, x in enumerate(lines) if i % 10], lines[::10], {}
+    sides = dict(ours=lambda: made.update(ours=kind.train(learnt, size)))
+    if library:
+        sides["tokenizers"] = lambda: made.update(
+            tokenizers=rust_trained(library, made["ours"], learnt))
+    times = interleave(sides, min(args.repeats, ROUNDS), args.clock)
+    ours = made["ours"]
+    coded = dict(ours=map(ours.encode, held))
+    if library:
+        theirs = rust_encoder(made["tokenizers"].encode_batch, held)
+        name = f"tokenizers with {made['tokenizers'].get_vocab_size():,}"
+        coded[name] = (x.ids for x in theirs())
+    fits = {side: sum(map(len, held)) / sum(map(len, ids)) for side, ids in coded.items()}
+    told = [f"{value:.3f} {side}" for side, value in fits.items()]
+    args.notes.append(f"text: {kind.KIND}, {ours.size:,} pieces; held-out characters a token: "
+                      f"{', '.join(told)}")
+    yield text_row(ours, "learn", learnt, times, "tokenizers" if library else None)
+    return ours
+
+
+def encoding(args, ours, lines, library):
+    """Rows: warm, every word seen before; cold, nothing remembered. Then tokens a second, cold."""
+    def warm():
+        return [ours.encode(line) for line in lines]
+
+    def cold():
+        for memory in vars(ours).values():
+            if isinstance(memory, Memo):
+                memory.clear()
+        return warm()
+    ids, sides, peers = warm(), dict(warm=warm, cold=cold), {}
+    if library:
+        rust = library.Tokenizer.from_str(json.dumps(tokenizer_files.whole_of(ours)))
+        # The second leaves out the positions in the text, as we do.
+        peers = {"tokenizers": rust_encoder(rust.encode_batch, lines),
+                 "tokenizers fast": rust_encoder(rust.encode_batch_fast, lines)}
+        different = sum(a != b.ids for a, b in zip(ids, peers["tokenizers"]()))
+        args.notes.append(f"text: {ours.KIND}, {len(lines):,} lines, {different} of them encoded "
+                          "differently")
     times = interleave(sides | peers, args.repeats, args.clock)
-    megabytes = sum(len(line.encode()) for line in lines) / 1e6
     for what, peer in itertools.product(sides, list(peers) or [None]):
-        yield dict(section="text", what=f"encode {what}", model="wordpiece", lengths="full",
-                   size=str(len(vocabulary)),
-                   **numbers(megabytes, "MB/s", times | dict(ours=times[what]), peer))
+        yield text_row(ours, f"encode {what}", lines, times | dict(ours=times[what]), peer)
+    return sum(map(len, ids)) / median(times["cold"])
 
 
-def text_peers(args, vocabulary, lines, ours):
-    """The same vocabulary in the tokenizers library (Rust), on as many threads as --threads."""
+def text_row(ours, what, lines, times, peer):
+    megabytes = sum(len(line.encode()) for line in lines) / 1e6
+    return dict(section="text", what=what, model=ours.KIND.lower(), size=str(ours.size),
+                lengths="full", **numbers(megabytes, "MB/s", times, peer))
+
+
+def import_tokenizers(args):
+    """The tokenizers library (Rust), on as many threads as --threads; or None."""
     os.environ["TOKENIZERS_PARALLELISM"] = str(args.cores > 1).lower()
-    os.environ["RAYON_NUM_THREADS"] = str(args.cores)
     try:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        import tokenizers
     except ImportError as problem:
-        return absent(problem) or {}
-    ids = {piece: i for i, piece in enumerate(vocabulary)}
-    rust = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-    rust.normalizer = normalizers.BertNormalizer(lowercase=True)
-    rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    theirs = rust.encode_batch(lines, add_special_tokens=False)
-    different = sum(a != b.ids for a, b in zip(ours, theirs))
-    args.notes.append(f"text: {len(lines):,} lines, {different} of them encoded differently")
-    # The second leaves out the positions in the text, as we do.
-    return {"tokenizers": lambda: rust.encode_batch(lines, add_special_tokens=False),
-            "tokenizers fast": lambda: rust.encode_batch_fast(lines, add_special_tokens=False)}
+        return absent(problem)
+    return tokenizers
+
+
+def rust_encoder(encode, lines):
+    return lambda: encode(lines, add_special_tokens=False)
+
+
+def rust_trained(library, ours, texts):
+    """Their own vocabulary from the same texts, as large as ours; the text cleaned and split so."""
+    rust = library.Tokenizer.from_str(json.dumps(tokenizer_files.whole_of(ours)))
+    first = dict(BPE=dict(initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()),
+                 Unigram=dict(unk_token=ours.roles["unk"]))
+    trainer = getattr(library.trainers, ours.KIND.replace("BPE", "Bpe") + "Trainer")
+    special = [token.text for token in ours.added]
+    rust.train_from_iterator(texts, trainer(vocab_size=ours.size, special_tokens=special,
+                                            show_progress=False, **first.get(ours.KIND, {})))
+    return rust
 
 
 # ---- the section family

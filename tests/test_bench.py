@@ -1,6 +1,7 @@
 """bench.py: what it writes is what was promised, at a scale of seconds. How fast anything is, no
 test says."""
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 import bench  # noqa: E402
 from tinybert_family import Error, checkpoint  # noqa: E402
+from tinybert_family.text import tokenizer_files  # noqa: E402
+from tinybert_family.text.wordpiece import SPECIAL, WordPiece  # noqa: E402
 
 SMOKE = ["--size", "smoke", "--repeats", "2"]
 KEYS = {"section", "what", "model", "size", "lengths", "ours", "peer", "unit", "ratio", "spread"}
@@ -40,7 +43,9 @@ def test_every_row_has_the_promised_columns_and_there_is_one_for_every_combinati
     wanted = [(section, what, "smoke", lengths, p) for section, what, p in kinds
               for lengths in ("full", "ragged")]
     assert sorted(models) == sorted(wanted)
-    assert [r["what"] for r in rows if r["section"] == "text"] == ["encode warm", "encode cold"]
+    text = [(row["model"], row["what"]) for row in rows if row["section"] == "text"]
+    assert text == [(kind, what) for kind in ("wordpiece", "bpe", "unigram")
+                    for what in ("learn", "encode warm", "encode cold")]
 
 
 def test_without_peers_there_are_our_numbers_the_floor_and_our_memory(ours):
@@ -137,17 +142,77 @@ def test_ratios_are_ours_over_the_peers(tmp_path):
     assert row["peer_imports_mb"] > row["ours_imports_mb"] > 0
 
 
-def test_both_encoders_agree_on_every_line(tmp_path):
+def notes_of(told):
+    """{kind of tokenizer: the notes that speak of it}"""
+    return {kind: [note for note in told["notes"] if note.startswith(f"text: {kind},")]
+            for kind in ("WordPiece", "BPE", "Unigram")}
+
+
+def test_encoders_agree_on_every_line_and_vocabularies_suit_other_text_alike(tmp_path):
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     file = tmp_path / "numbers.json"
-    assert run(*SMOKE, "--section", "text", "--peers", "--json", str(file)).returncode == 0
+    result = run(*SMOKE, "--section", "text", "--peers", "--json", str(file))
+    assert result.returncode == 0, result.stderr
     told = json.loads(file.read_text())
-    assert " 0 of them encoded differently" in told["notes"][0]
-    assert {(r["what"], r["peer_name"]) for r in told["rows"]} == {
-        (f"encode {what}", peer) for what in ("cold", "warm")
-        for peer in ("tokenizers", "tokenizers fast")}
+    wanted = set()
+    for kind, (fits, same) in notes_of(told).items():
+        assert " 0 of them encoded differently" in same
+        ours, theirs = re.findall(r"[\d.]+(?= ours| tokenizers)", fits)
+        assert float(ours) > 0.97 * float(theirs)
+        wanted |= {(kind.lower(), "learn", "tokenizers")}
+        wanted |= {(kind.lower(), f"encode {what}", peer) for what in ("cold", "warm")
+                   for peer in ("tokenizers", "tokenizers fast")}
+    assert {(r["model"], r["what"], r["peer_name"]) for r in told["rows"]} == wanted
+    assert len(told["rows"]) == len(wanted)
     for row in told["rows"]:
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+
+
+def test_the_share_of_encoding_in_a_training_step_is_told_for_every_kind(ours):
+    share, = [note for note in ours[1]["notes"] if "training step" in note]
+    assert "192 new tokens" in share and "bert smoke" in share
+    told = re.findall(r"([\d.]+)% (\w+)", share)
+    assert [kind for _, kind in told] == list(tokenizer_files.KINDS)
+    assert all(0 < float(percent) < 1000 for percent, _ in told)
+
+
+def test_a_text_of_ones_own_is_learnt_from(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("\n".join(f"One word and word {n}." for n in range(400)))
+    seen = []
+
+    def learning(args, kind, lines, size, library):
+        seen.append(lines)
+        yield from ()
+        return kind
+    monkeypatch.setattr(bench, "learning", learning)
+    monkeypatch.setattr(bench, "encoding", lambda *args: (yield from ()) or 1.0)
+    args = bench.read_command([*SMOKE, "--section", "text", "--data", str(tmp_path / "a.txt")])
+    assert list(bench.text_rows(args)) == []
+    assert seen == [[f"One word and word {n}." for n in range(400)]] * 3
+
+
+def test_what_is_cold_has_forgotten_every_word():
+    class Counting(WordPiece):
+        asked = 0
+
+        def _word(self, word):
+            self.asked += 1
+            return super()._word(word)
+    tokenizer, asked = Counting([*SPECIAL, "a", "b"]), []
+
+    def interleave(sides, repeats, clock):
+        for side in "warm", "cold", "warm", "cold":
+            before = tokenizer.asked
+            assert sides[side]() == [[5, 6], [6]]
+            asked.append(tokenizer.asked - before)
+        return dict(warm=[0.5], cold=[0.25])
+    args = bench.read_command(SMOKE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "interleave", interleave)
+        rows = list(bench.encoding(args, tokenizer, ["a b", "b"], None))
+    assert asked == [0, 2, 0, 2]
+    assert [(row["what"], row["ours"]) for row in rows] == [
+        ("encode warm", 4e-6 / 0.5), ("encode cold", 4e-6 / 0.25)]
 
 
 @pytest.mark.parametrize("name", checkpoint.MODELS)
@@ -185,7 +250,8 @@ def test_a_network_that_transformers_builds_otherwise_is_measured_alone():
 @pytest.mark.parametrize("command", [
     "--section kernels", "--size huge", "--model burt", "--model bert burt", "--threads 3",
     "--size tiny --model roberta modernbert", "--repeats 0",
-    "--repeats x", "--micro -1", "--dropout 0.5", "--speed", "--json no/such/folder/x.json"])
+    "--repeats x", "--micro -1", "--dropout 0.5", "--speed", "--json no/such/folder/x.json",
+    "--data no/such/text.txt"])
 def test_a_wrong_argument_is_one_line_and_status_2(command, capsys):
     assert bench.main(command.split()) == 2
     out, err = capsys.readouterr()

@@ -20,7 +20,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 # The most lines in a file, columns in a line, and tokens in a line of code on average.
 LINES, COLUMNS, TOKENS = 500, 100, 12.0
 # Raised for a reason: a program of four sections, beside peers, that stands alone at the top.
-LONGER = {"bench.py": 800}
+LONGER = {"bench.py": 860}
 
 
 def ids(paths):
