@@ -39,7 +39,7 @@ def test_ids_of_hostile_strings(shared, options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_places_of_hostile_strings(shared, options):
     ours, theirs = both(shared, **options)
-    texts = hostile(20000, seed=11)
+    texts = hostile(20000, seed=11)[:20000 if options in OPTIONS[:1] else 4000]
     expected = theirs(texts, add_special_tokens=False, return_offsets_mapping=True)
     for text, ids, places in zip(texts, expected["input_ids"], expected["offset_mapping"]):
         assert ours.trace(text) == (ids, places), text

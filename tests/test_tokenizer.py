@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from tinybert_family.error import Error
 from tinybert_family.text import tokenizer
+from tinybert_family.text.bytebpe import ByteBPE
 from tinybert_family.text.tokenizer import BRACKETS, Added
+from tinybert_family.text.unigram import Unigram
 from tinybert_family.text.wordpiece import SPECIAL, WordPiece
 
 LETTERS = list("abcdefgh") + ["##" + c for c in "abcdefgh"]
@@ -70,6 +72,17 @@ def test_a_normalised_token_decodes_in_its_normal_form():
     t = made(dict(text="<TÄG>", normal=True, special=False))
     assert t.pieces("x <täg> <TÄG>")[1:] == ["<TÄG>"] * 2
     assert t.decode(t.encode("a<TÄG>")) == "a <tag>"
+
+
+@pytest.mark.parametrize("kind", [ByteBPE, Unigram])
+def test_pieces_are_shown_in_one_way(kind):
+    t = kind.train(["the mat and the hat, the log and the dog " * 9], 275 if kind is ByteBPE else 30)
+    pieces = [t.shown(piece) for piece in t.pieces("the dogmat [MASK] the")]
+    text = " ".join(pieces).replace(" ##", "").removeprefix("##")
+    assert text.split()[0] == "the" and text.endswith("the") and "dogmat" in text
+    assert all(piece == piece.strip() for piece in pieces)
+    assert t.shown(t.roles["mask"]) == t.roles["mask"]
+    assert PLAIN.shown("##a") == "##a"
 
 
 # --- Frames, truncation, padding ------------------------------------------------------------------

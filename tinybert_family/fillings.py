@@ -32,7 +32,7 @@ def hideable(ids, tokenizer):
 
     Not the first, which is easy.
     """
-    pieces = [tokenizer.vocab[i] for i in ids] + [""]
+    pieces = shown(tokenizer, ids) + [""]
     return [i for i in range(1, len(ids))
             if pieces[i].isalpha() and len(pieces[i]) > 1
             and not pieces[i + 1].startswith("##")]
@@ -50,11 +50,16 @@ def guess(model, tokenizer, chosen, most=5):
         probability = np.exp(scores - scores.max())                 # softmax in float64
         probability /= probability.sum()
         best = np.argsort(-probability, kind="stable")[:most]
-        guesses = [[tokenizer.vocab[i], round(float(probability[i]), 4)] for i in best]
-        words = [tokenizer.vocab[i] for i in asked[1:-1]]
-        rows.append(dict(words=words, at=[int(place - 1)],
-                         answers=[tokenizer.vocab[answer]], guesses=[guesses]))
+        names = shown(tokenizer, [answer, *best])
+        guesses = [[name, round(float(probability[i]), 4)] for name, i in zip(names[1:], best)]
+        words = shown(tokenizer, asked[1:-1])
+        words[0] = words[0].removeprefix("##")      # a text may begin without a space
+        rows.append(dict(words=words, at=[int(place - 1)], answers=names[:1], guesses=[guesses]))
     return rows
+
+
+def shown(tokenizer, ids):
+    return [tokenizer.shown(tokenizer.vocab[i]) for i in ids]
 
 
 def as_lines(rows):

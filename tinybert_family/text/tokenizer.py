@@ -178,7 +178,11 @@ class Tokenizer:
 
     def shown(self, piece):
         """A piece for people, in WordPiece's way: "##" before what continues a word"""
-        return piece
+        head = self.vocab[self.cls]
+        text = self.text_of([head, piece]).removeprefix(self.text_of([head]))
+        if piece in self.special or text[:1].isspace():
+            return text.strip()
+        return "##" + text
 
     def decode(self, ids, skip_special_tokens=False, clean_up_tokenization_spaces=None):
         """Pieces -> text. What normalising dropped is lost."""

@@ -110,6 +110,9 @@ class WordPiece(Tokenizer):
         first = [closed(piece) if self.closes else piece for piece in pieces[:1]]
         return "".join(first + [self.tails[piece] for piece in pieces[1:]])
 
+    def shown(self, piece):
+        return piece
+
     def _tail(self, piece):
         text = piece[2:] if piece.startswith("##") else " " + piece
         return closed(text) if self.closes else text
