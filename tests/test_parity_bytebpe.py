@@ -3,10 +3,10 @@ import json
 import lzma
 import os
 import random
-import unicodedata
 from functools import cache
 
 import pytest
+from hostile import CODES, hostile
 
 from tinybert_family.text import bytebpe
 from tinybert_family.text.bytebpe import BYTE, SPECIAL, ByteBPE, read_merges
@@ -16,9 +16,6 @@ from tinybert_family.text.tokenizer import BRACKETS, Added, Tokenizer
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 tokenizers = pytest.importorskip("tokenizers", reason="the peer that is compared with")
 transformers = pytest.importorskip("transformers", reason="it builds the peer of RoBERTa")
-
-CODES = [*range(0xD800), *range(0xE000, 0x110000)]
-
 
 @cache
 def roberta(shared, prefix=False, trim=True):
@@ -39,41 +36,6 @@ def roberta(shared, prefix=False, trim=True):
 def modernbert(shared):
     path = shared / "data/tokenizers/modernbert-base/tokenizer.json"
     return Tokenizer.load.__func__(ByteBPE, path.parent), tokenizers.Tokenizer.from_file(str(path))
-
-
-@cache
-def kinds():
-    found = {}
-    for c in map(chr, CODES):
-        found.setdefault(unicodedata.category(c), []).append(c)
-    return list(found.values())
-
-
-@cache
-def hostile(count, seed):
-    """Strings of what goes wrong: every category, marks, all white space, tokens, long words."""
-    draw = random.Random(seed)
-    marks = [c for c in map(chr, CODES) if unicodedata.combining(c)]
-    spaces = [*"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u200b\u200e\u2028\u2029\u202e",
-              *"\u202f\u205f\u3000\ufeff\x00\ufffd", "  ", "   ", "\n\n", "\r\n", " \n ", " " * 30]
-    words = ["hello", "World", *SPECIAL, *BRACKETS.values(), " <mask>", "<mask> ", "<", "[",
-             "naïve", "don't", "we'll", "I'm", "'s", "'S", "x's", "'", "''", "1.5", "٣٤", "Ⅷ½", "😂",
-             "👩‍👩‍👧", "🏳️‍🌈", "中文", "한국어", "ß", "ĠĊ", "שלום", "नमस्ते", "a" * 99, "ab" * 100,
-             "é" * 60, "|||IP_ADDRESS|||", "<|padding|>", "[unused7]", "<|endoftext|>"]
-
-    def part():
-        kind = draw.random()
-        if kind < 0.25:
-            return draw.choice(words)
-        if kind < 0.45:
-            return draw.choice(draw.choice(kinds()))
-        if kind < 0.55:
-            return draw.choice("aeiouAEOyc") + "".join(draw.choices(marks, k=draw.randint(0, 3)))
-        if kind < 0.8:
-            return draw.choice(spaces)
-        return chr(draw.choice(CODES)) if kind < 0.9 else chr(draw.randint(33, 0x2FF))
-
-    return ["".join(part() for _ in range(draw.randint(0, 14))) for _ in range(count)]
 
 
 def differing(ours, theirs, texts, places=True, decoded=True):

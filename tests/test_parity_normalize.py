@@ -5,11 +5,9 @@ import base64
 import json
 import lzma
 import os
-import random
-import unicodedata
-from functools import cache
 
 import pytest
+from hostile import hostile
 
 from tinybert_family.text import normalize, sentencepiece
 from tinybert_family.text.normalize import Normalizer, normalizer_of
@@ -85,40 +83,6 @@ def both(shared, request):
     theirs = tokenizers.Tokenizer.from_str(json.dumps(whole))
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
     return Normalizer.from_json(spec, "tokenizer.json"), theirs
-
-
-@cache
-def hostile(count, seed):
-    draw = random.Random(seed)
-    kinds = {}
-    for c in map(chr, CODES):
-        kinds.setdefault(unicodedata.category(c), []).append(c)
-    kinds, marks = list(kinds.values()), [c for c in map(chr, CODES) if unicodedata.combining(c)]
-    short = [c for c in marks if c < "\u0800"]              # two bytes: signs of less than six
-    young = [c for c in map(chr, CODES) if normalize.find_young(c)]
-    spaces = [*"\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e\u200b\u200e\u2028\u2029\u202e",
-              *"\u202f\u3000\ufeff\ufffd\x7f\xad\u200c\u200d▁", "\r\n", "  ", "   ", "▁▁"]
-    words = ["hello", "World", "``", "''", "naïve", "Σας", "ΟΔΟΣ", "İstanbul", "ǅ", "ﬁ", "½", "№",
-             "㎏", "👩‍👩‍👧", "🇩🇪🇫", "中文", "한국어", "\u1100\u1161\u11a8", "ß", "नमस्ते", "क्षि", "ำน้ำ",
-             "\u0600a\u0301", "\u06dd1", "\u0f73\u0f72", "\u0344", "\u1e9b\u0323", "Å", "Ω", "ﷺ",
-             "\u3304", "\u32ff", "(", ".", "–", "£", "€", "<\u0338", "©\u200d®", "[CLS]"]
-
-    def part():
-        kind = draw.random()
-        if kind < 0.25:
-            return draw.choice(words)
-        if kind < 0.4:
-            return draw.choice(draw.choice(kinds))
-        if kind < 0.6:
-            accents = draw.choices(draw.choice([marks, short]), k=draw.randint(0, 4))
-            return draw.choice("aeouAEOyc<=ﬁ½\xa0¨éộ각\u1100\u0f71") + "".join(accents)
-        if kind < 0.78:
-            return draw.choice(spaces)
-        if kind < 0.9:
-            return chr(draw.choice(CODES)) if kind < 0.85 else draw.choice(young)
-        return chr(draw.randint(1, 0x2FF))
-
-    return ["".join(part() for _ in range(draw.randint(0, 14))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("both", SPECS, indirect=True)
@@ -242,5 +206,6 @@ def test_a_model_written_by_hand_is_read_by_sentencepiece(shared):
             normal = normalizer_of(ours)
             assert theirs.encode("hello world") != []
             for text in hostile(20000, seed=2)[:3000]:
-                if text:
+                # Of a NUL behind what a rule replaces theirs loses what follows.
+                if text and "\0" not in text:
                     assert spelt(normal(text), ours) == theirs.normalize(text), text

@@ -29,127 +29,16 @@ import regex
 
 from tinybert_family.error import Error
 from tinybert_family.text import sentencepiece, unigram_training
-from tinybert_family.text.characters import is_punctuation
-from tinybert_family.text.normalize import SPACES, Charsmap, Form, Lowercase, Normalizer
+from tinybert_family.text.metaspace import Decoder, Metaspace, Punctuation, SentencePiece
+from tinybert_family.text.metaspace import WhitespaceSplit, read_decoder, read_rules
+from tinybert_family.text.normalize import Charsmap, Form, Lowercase, Normalizer
 from tinybert_family.text.normalize import Precompiled, Replace, StripAccents, normalizer_of
 from tinybert_family.text.tokenizer import ANGLES, BRACKETS, INPUTS, ROLES, Added, Memo, Tokenizer
 from tinybert_family.text.tokenizer import parts
 
-MARK = "\u2581"             # "▁"
 PENALTY = 10.0              # an unknown character is so much worse than the worst piece
 SPECIAL = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")            # ALBERT's names
-COUNTED = 1 << 22           # different runs held while counting; beyond, those seen once are dropped
-
-
-# --- Words ----------------------------------------------------------------------------------------
-# A text is cut into words by one rule after another. Each takes a part of the text, the places in
-# the original of its characters (None: nobody asked) and whether the text begins here, and gives
-# the parts of that part.
-
-def slices(text, spans, borders):
-    return [(text[a:b], spans and spans[a:b]) for a, b in borders if a < b]
-
-
-class WhitespaceSplit:
-    """At white space, which falls out."""
-    find = re.compile(f"[^{SPACES}]+").finditer
-
-    def __call__(self, text, spans, first):
-        return slices(text, spans, [match.span() for match in self.find(text)])
-
-    def to_json(self):
-        return {"type": "WhitespaceSplit"}
-
-
-class Punctuation:
-    """Each sign is a part by itself."""
-
-    def __call__(self, text, spans, first):
-        borders, begin = [], 0
-        for i, c in enumerate(text):
-            if is_punctuation(c):
-                borders += [(begin, i), (i, i + 1)]
-                begin = i + 1
-        return slices(text, spans, borders + [(begin, len(text))])
-
-    def to_json(self):
-        return {"type": "Punctuation", "behavior": "Isolated"}
-
-
-class Metaspace:
-    """Spaces become "▁", and what does not begin with one is given one, so that a word is the same
-    word wherever it stands. `prepend`: "always", "first" (just where the text begins) or "never".
-    `split`: each "▁" begins a new part."""
-
-    def __init__(self, mark=MARK, prepend="always", split=True):
-        self.mark, self.prepend, self.split = mark, prepend, split
-        self.find = re.compile(f"{re.escape(mark)}[^{re.escape(mark)}]*|[^{re.escape(mark)}]+")
-
-    def __call__(self, text, spans, first):
-        text = text.replace(" ", self.mark)
-        if self.prepends(text) and (self.prepend == "always" or self.prepend == "first" and first):
-            text, spans = self.mark + text, spans and [spans[0], *spans]
-        if not self.split:
-            return [(text, spans)]
-        return slices(text, spans, [match.span() for match in self.find.finditer(text)])
-
-    def prepends(self, text):
-        return text and not text.startswith(self.mark)
-
-    def to_json(self):
-        return {"type": "Metaspace", "replacement": self.mark, "prepend_scheme": self.prepend,
-                "split": self.split}
-
-
-class SentencePiece(Metaspace):
-    """SentencePiece cuts a text as a whole, and prepends a "▁" to any. `silent`: ids of pieces
-    that no text is cut into."""
-
-    def __init__(self, prepend="always", silent=()):
-        super().__init__(MARK, prepend, split=False)
-        self.silent = sorted(silent)
-
-    def prepends(self, text):
-        return text
-
-    def to_json(self):
-        # Other readers take this for a Metaspace. The words that it makes have the same pieces, but
-        # for ties, see Unigram.
-        return {**super().to_json(), "split": True, "sentencepiece": {"silent": self.silent}}
-
-
-class Decoder:
-    """Pieces -> text. Each "▁" is a space; `drops`: those of the first piece were not in the text.
-    `in_bytes`: <0xC3> <0xA9> is é; of what is no UTF-8 each byte becomes a U+FFFD."""
-
-    def __init__(self, mark, drops, in_bytes):
-        self.mark, self.drops, self.in_bytes = mark, drops, in_bytes
-
-    def __call__(self, pieces):
-        pieces = self.joined(pieces) if self.in_bytes else pieces
-        first = "" if self.drops else " "
-        return "".join(piece.replace(self.mark, " " if i else first)
-                       for i, piece in enumerate(pieces))
-
-    def joined(self, pieces):
-        found, data = [], b""
-        for piece in [*pieces, ""]:
-            if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece):
-                data += bytes([int(byte[1], 16)])
-                continue
-            try:
-                found += [data.decode()] * bool(data)
-            except UnicodeDecodeError:
-                found += ["\ufffd"] * len(data)
-            data = b""
-            found.append(piece)
-        return found
-
-    def to_json(self):
-        spaces = Metaspace(self.mark, "always" if self.drops else "never").to_json()
-        if not self.in_bytes:
-            return spaces
-        return {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, spaces]}
+COUNTED = 1 << 22           # different runs held while counting; beyond, those seen once go
 
 
 # --- The tokenizer --------------------------------------------------------------------------------
@@ -186,11 +75,14 @@ class Unigram(Tokenizer):
         self.mark, self.whole_text = last.mark, isinstance(last, SentencePiece)
         self.rounded = single_precision if self.whole_text else float
         silent = set(last.silent) if self.whole_text else ()
-        values = list(map(as_read, self.scores)) if from_text and not self.whole_text else self.scores
+        values = self.scores
+        if from_text and not self.whole_text:
+            values = [as_read(score) for score in values]
         self.code = {piece: i for i, piece in enumerate(self.vocab[:len(self.scores)])
                      if piece and i not in silent}
         self.tree = tree_of({piece: values[i] for piece, i in self.code.items()})
         self.longest = max(map(len, self.code))
+        self.letters = {piece for piece in self.code if len(piece) == 1}
         least = min([values[i] for i in self.code.values()] if silent else values)
         self.unknown = self.rounded(least - PENALTY)
         self.byte_fallback = byte_fallback
@@ -201,7 +93,7 @@ class Unigram(Tokenizer):
         self.pairs = {pair for piece in self.code for pair in zip(piece, piece[1:])}
         # Two memories: "(words" is new to the first, but "words" is not to the second.
         self.known = Memo(self._best)
-        self.runs = Memo(self._run if self.guarded else lambda run: self._run(run)[0])
+        self.runs = Memo(self._run if self.careful else lambda run: self._run(run)[0])
 
     # --- The plain way ----------------------------------------------------------------------------
 
@@ -218,17 +110,24 @@ class Unigram(Tokenizer):
         rounded, end = self.rounded, len(word)
         best, back = [0.0] + [-math.inf] * end, [0] * (end + 1)
         for start in range(end):
-            alone, node = rounded(best[start] + self.unknown), self.tree
-            for stop in range(start + 1, end + 1):
-                score, node = node.get(word[stop - 1], NO_PIECE)
+            found = list(self.fitting(word, start))
+            if word[start] not in self.letters:
+                found.append((start + 1, self.unknown))
+            for stop, score in found:
                 ways = rounded(best[start] + score)
-                if stop == start + 1 and score == -math.inf:
-                    ways = alone
                 if ways > best[stop]:
                     best[stop], back[stop] = ways, start
-                if not node:                            # no piece goes on like this
-                    break
         return self.named(word, back)
+
+    def fitting(self, word, start):
+        """The pieces that fit into a word from `start` on -> (where they end, score)"""
+        node = self.tree
+        for stop in range(start, len(word)):
+            if (entry := node.get(word[stop])) is None:
+                return
+            score, node = entry
+            if score > -math.inf:
+                yield stop + 1, score
 
     def named(self, word, back):
         """The way, from the end back to the beginning -> (ids, sizes)"""
@@ -281,10 +180,11 @@ class Unigram(Tokenizer):
     # right where neighbours do not matter. Where they may, the plain way decides.
 
     def _ids(self, text, first=True):
-        if self.hard is None or self.hard(text) or not first and self.rules[-1].prepend == "first":
+        unlike = not first and self.rules[-1].prepend == "first"
+        if unlike or self.hard is None or self.hard(text):
             return self._plain(text, first)
         ids, runs = [], self.runs
-        if not self.guarded:
+        if not self.careful:
             for run in text.split():
                 ids += runs[run]
             return ids
@@ -298,8 +198,14 @@ class Unigram(Tokenizer):
         return ids
 
     def _plain(self, text, first):
-        text, spans = self.normal.aligned(text)
-        return [id_ for word, _ in self.words(text, spans, first) for id_ in self.cut(word)[0]]
+        if len(self.rules) > 1 and self.rules[-1].prepend == "first":       # which word is first?
+            text, spans = self.normal.aligned(text)
+        else:
+            text, spans = self.normal(text), None
+        ids = []
+        for word, _ in self.words(text, spans, first):
+            ids += self.cut(word)[0]
+        return ids
 
     def _hard(self):
         """-> a search for what forbids the fast way; None: everything does"""
@@ -311,17 +217,22 @@ class Unigram(Tokenizer):
         self.late = Normalizer(steps[len(self.early.steps):])
         # Whether white space is nothing but a border, however much of it there is.
         self.apart = self.split or last.prepend == "always" and self.late(" a  b ") == "a b"
-        self.guarded = self.single or not self.apart
-        usual = last.split or self.single
+        self.careful = self.whole_text or not self.apart
+        usual = last.split or self.whole_text
         usual = usual and (last.prepend == "always" or last.prepend == "first" and not others)
         usual = usual and (self.split or not others) and max(self.scores) <= 0
         if not usual or not all(map(is_local, steps)):
             return None
-        apart = [self._words_of(text) for text in ("a b", *(f"a{c}b" for c in BLANKS))]
-        odd = [c for c, words in zip(BLANKS, apart[1:]) if words != apart[0] or not self.apart]
-        odd = "".join(c for c in odd if c != " " or self.apart)
-        hard = [f"[{odd}]"] * bool(odd) + ["  ", r"\A ", r" \Z"] * (not self.apart)
-        hard += [self.mark] * (not self.split)
+        odd, hard = [c for c in BLANKS if c != " "], []
+        if self.apart:
+            space = self._words_of("a b")
+            odd = [c for c in odd if self._words_of(f"a{c}b") != space]
+        else:
+            hard += ["  ", r"\A ", r" \Z"]
+        if odd:
+            hard.append(f"[{''.join(odd)}]")
+        if not self.split:
+            hard.append(re.escape(self.mark))
         plain = re.compile("|".join(hard or ["(?!)"])).search
         deep = regex.compile("|".join([*hard, find_joined])).search
         return lambda text: plain(text) if text.isascii() else deep(text)
@@ -355,10 +266,12 @@ class Unigram(Tokenizer):
             total += score
             margin = min(margin, lead / len(word))
         # A sum S is rounded by at most S 2^-24. Two ways to cut n characters have at most 2n sums.
-        return tuple(ids), total, -total - margin * 2.0 ** 22 if self.single else -math.inf
+        return tuple(ids), total, -total - margin * 2.0 ** 22 if self.whole_text else -math.inf
 
     def _word(self, word):
         """The word, in the parts that no piece joins -> as `_best`"""
+        if word[1:].isalpha():                              # letters join nearly always
+            return self.known[word]
         begin, ids, total, least, pairs = 0, [], 0.0, math.inf, self.pairs
         borders = [i for i, pair in enumerate(zip(word, word[1:]), 1) if pair not in pairs]
         for border in (*borders, len(word)):
@@ -369,43 +282,41 @@ class Unigram(Tokenizer):
             ids += more
             total += score
             least = min(least, lead)
-        if least < CLOSE and borders and not self.single:
+        if least < CLOSE and borders and not self.whole_text:
             return self._best(word)
         return ids, total, least
 
     def _best(self, word):
         """As `cut` in double precision -> (ids, score, by how much it beats any other way)"""
-        end = len(word)
-        best, back = [0.0] + [-math.inf] * end, [0] * (end + 1)
+        end, letters, longest, code = len(word), self.letters, self.longest, self.code.get
+        best, back, tree = [0.0] + [-math.inf] * end, [0] * (end + 1), self.tree
         second = best[:]
         for start in range(end):
-            here, stop, node = best[start], start, self.tree
-            for c in word[start:start + self.longest]:
-                score, node = node.get(c, NO_PIECE)
+            here, stop, node = best[start], start, tree
+            for c in word[start:start + longest]:
+                if c not in node:
+                    break
+                score, node = node[c]
                 stop += 1
                 ways = here + score
                 if ways > best[stop]:
                     second[stop] = best[stop]
-                    best[stop], back[stop] = ways, start
+                    best[stop] = ways
+                    back[stop] = start
                 elif ways > second[stop]:
                     second[stop] = ways
-                if not node:
-                    break
-            score, _ = self.tree.get(word[start], NO_PIECE)
-            if score == -math.inf and here + self.unknown > best[start + 1]:
+            if word[start] not in letters and (ways := here + self.unknown) > best[start + 1]:
                 second[start + 1] = best[start + 1]
-                best[start + 1], back[start + 1] = here + self.unknown, start
-        cuts = [end]
-        lead = math.inf
-        while cuts[-1]:
-            place = cuts[-1]
-            lead = min(lead, best[place] - second[place])
-            cuts.append(back[place])
-        cuts.reverse()
-        ids = [self.code.get(word[a:b], self.unk) for a, b in zip(cuts, cuts[1:])]
-        if self.unk in ids:
-            ids = self.named(word, back)[0]
-        return ids, best[end], lead
+                best[start + 1], back[start + 1] = ways, start
+        ids, lead, stop = [], math.inf, end
+        while stop:
+            start = back[stop]
+            ids.append(code(word[start:stop], self.unk))
+            if best[stop] - second[stop] < lead:
+                lead = best[stop] - second[stop]
+            stop = start
+        ids.reverse()
+        return ids if self.unk not in ids else self.named(word, back)[0], best[end], lead
 
     # --- Files ------------------------------------------------------------------------------------
 
@@ -446,8 +357,7 @@ class Unigram(Tokenizer):
                       normal=Normalizer(plain_steps() if lower else [Form("NFKC")]))
         blank = cls(special, [0.0] * len(special), **common)
         room = size - len(special)
-        learnt = unigram_training.learn(count_words(blank, texts), room, progress,
-                                        special)
+        learnt = unigram_training.learn(count_words(blank, texts), room, progress, special)
         scores = [0.0] * len(special) + [score for _, score in learnt]
         return cls(special + [piece for piece, _ in learnt], scores, **common)
 
@@ -465,15 +375,14 @@ def as_read(score):
     return -value if sign else value
 
 
-NO_PIECE = -math.inf, {}
-CLOSE = 1e-6                # double precision errs less than this, and ways that differ less may tie
+CLOSE = 1e-6                # double precision errs less; ways that differ by less may be equal
 
 
 def tree_of(scores):
     """{piece: score} -> a tree of their characters, so that one walk along a text finds all pieces
     that begin at a place. A node: {character: [score of the piece that ends here or -inf, node]}"""
     tree = {}
-    for piece, score in scores.items():
+    for piece, score in sorted(scores.items()):         # in memory, too, neighbours stand together
         node = tree
         for c in piece:
             if (entry := node.get(c)) is None:
@@ -484,14 +393,16 @@ def tree_of(scores):
 
 
 MAKERS = ("NFKC", "NFKD", "Nmt", "Precompiled")         # steps that make spaces of other signs
-LOCAL = [r"\A +", " +\\z", "[ \u2581]+\\z", " {2,}", r"\s{2,}|[\n\r\t]"]
+SPACE_RULES = (" {2,}", r"\A +", r"\s{2,}|[\n\r\t]",
+               *(rf"(?<!{space}){space}+\z" for space in ("[ ]", "[ \u2581]")))
 
 
 def is_local(step):
     """Whether what a step makes of a character has to do with nothing beyond white space."""
     if isinstance(step, Replace):
         (kind, pattern), = step.options["pattern"].items()
-        return pattern in LOCAL or kind == "String" and not any(c in pattern + step.content for c in BLANKS)
+        inner = kind == "String" and not any(c in pattern + step.content for c in BLANKS)
+        return inner or pattern in SPACE_RULES
     return step.name != "Prepend" and (not isinstance(step, Precompiled) or step.chunks)
 
 
@@ -520,64 +431,12 @@ def count_words(tokenizer, texts):
     return words
 
 
-# Parts of tokenizer.json.
-
 def read_entry(entry, n, path):
     """[piece, score] -> (piece, score)"""
     good = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
     if not good or isinstance(entry[1], bool) or not isinstance(entry[1], (int, float)):
         raise Error(f"{path}: model.vocab[{n}] is {entry!r}; it must be [piece, score]")
     return entry[0], float(entry[1])
-
-
-def read_rules(spec, where):
-    kind = spec.get("type") if isinstance(spec, dict) else spec
-    if kind == "Sequence" and isinstance(spec.get("pretokenizers"), list):
-        rules = [rule for i, one in enumerate(spec["pretokenizers"])
-                 for rule in read_rules(one, f"{where}.pretokenizers[{i}]")]
-    elif kind == "WhitespaceSplit":
-        return [WhitespaceSplit()]
-    elif kind == "Punctuation":
-        if (behavior := spec.get("behavior", "Isolated")) != "Isolated":
-            raise Error(f"{where}.behavior is {behavior!r}; only 'Isolated' is known here")
-        return [Punctuation()]
-    else:
-        rules = [read_metaspace(spec, where)] if kind == "Metaspace" else []
-    if "pretokenizers[" not in where and not (rules and isinstance(rules[-1], Metaspace)):
-        raise Error(f"{where} is {kind!r}; a Unigram tokenizer of this family has Metaspace, or a "
-                    "Sequence of WhitespaceSplit and Punctuation that ends with it")
-    return rules
-
-
-def read_metaspace(spec, where):
-    mark, split = spec.get("replacement", MARK), spec.get("split", True)
-    old, prepend = spec.get("add_prefix_space", True), spec.get("prepend_scheme")
-    if not isinstance(mark, str) or len(mark) != 1:
-        raise Error(f"{where}.replacement is {mark!r}; it must be one character")
-    prepend = prepend or ("always" if old else "never")     # the older name of the option
-    if prepend not in ("always", "first", "never") or not old and prepend != "never":
-        raise Error(f"{where}.prepend_scheme is {prepend!r}; it must be always, first or never, and "
-                    "never where add_prefix_space is false")
-    if not isinstance(split, bool):
-        raise Error(f"{where}.split is {split!r}; it must be true or false")
-    if "sentencepiece" not in spec:
-        return Metaspace(mark, prepend, split)
-    silent = spec["sentencepiece"].get("silent", [])
-    return SentencePiece(prepend, silent)
-
-
-def read_decoder(spec, where):
-    kind = spec.get("type") if isinstance(spec, dict) else spec
-    in_bytes = False
-    if kind == "Sequence" and isinstance(inner := spec.get("decoders"), list):
-        kinds = [one.get("type") if isinstance(one, dict) else one for one in inner]
-        if in_bytes := kinds == ["ByteFallback", "Metaspace"]:
-            spec, kind = inner[1], "Metaspace"
-    if kind != "Metaspace":
-        raise Error(f"{where} is {kind!r}; a Unigram tokenizer of this family has Metaspace, or a "
-                    "Sequence of ByteFallback and Metaspace")
-    told = read_metaspace(spec, where)
-    return Decoder(told.mark, told.prepend != "never", in_bytes)
 
 
 # --- SentencePiece's own files --------------------------------------------------------------------
@@ -590,9 +449,10 @@ def from_model(model, family, where="model", settings=None, **common):
     and split_by_punct, as tokenizer_config.json has them."""
     settings = settings or {}
     if model.model_type != sentencepiece.UNIGRAM or model.space_behind or not model.escape_spaces:
-        raise Error(f"{where}: only Unigram models that write a space as '\u2581' before a word are "
-                    "known here")
-    vocab, scores = [piece.text for piece in model.pieces], [piece.score for piece in model.pieces]
+        raise Error(f"{where}: only Unigram models are known here that write a space as '\u2581', "
+                    "in front of a word")
+    vocab = [piece.text for piece in model.pieces]
+    scores = [piece.score for piece in model.pieces]
     silent = [i for i, piece in enumerate(model.pieces)
               if piece.type not in (sentencepiece.NORMAL, sentencepiece.USER)]
     control = [piece.text for piece in model.pieces if piece.type == sentencepiece.CONTROL]
@@ -603,6 +463,9 @@ def from_model(model, family, where="model", settings=None, **common):
     if family == "albert":
         # Published as the steps of another normaliser, in front of the model's own.
         roles = dict(zip(ROLES, SPECIAL), unk=unk)
+        # ALBERT cuts the comma from "2007,". Published files do so by pieces that never win.
+        scores = [score - 100 * bool(re.search(r"\d,\Z", piece))
+                  for piece, score in zip(vocab, scores)]
         steps = plain_steps(bool(settings.get("keep_accents")), lower)
         steps += [Precompiled(Charsmap(model.charsmap, where))] * bool(model.charsmap)
         normal, rules = Normalizer(steps), [WhitespaceSplit(), Metaspace(prepend=prepend)]
