@@ -65,7 +65,7 @@ def deberta(data, folder):
     """DeBERTa v1's vocabulary is RoBERTa's with other names for the special tokens. transformers 5
     puts two [SEP] between a pair and gives it no types; its authors and transformers 4 put one."""
     ids = json.loads((data / "roberta-base/vocab.json").read_text("utf-8"))
-    names = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     pieces = sorted(ids, key=ids.get)
     pieces[:4], pieces[ids["<mask>"]] = names, "[MASK]"
     (folder / "vocab.json").write_text(json.dumps({x: i for i, x in enumerate(pieces)}), "utf-8")

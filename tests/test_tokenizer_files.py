@@ -1,5 +1,7 @@
 """Tokenizers' files in and out: what is saved loads the same, and what is wrong is named."""
 import json
+import lzma
+import shutil
 
 import pytest
 
@@ -168,3 +170,56 @@ def test_a_tokenizer_of_another_kind_is_refused_by_its_class(tmp_path):
     TINY.save(tmp_path)
     with pytest.raises(Error, match="holds a WordPiece tokenizer, not Other"):
         Other.load(tmp_path)
+
+
+# --- Published checkpoints ------------------------------------------------------------------------
+
+def published(shared, name, folder):
+    """The tokenizer of a published model from the files at hand."""
+    data = shared / "data/tokenizers"
+    if name == "deberta-v1-base":       # RoBERTa's vocabulary with other names for special tokens
+        ids = json.loads((data / "roberta-base/vocab.json").read_text("utf-8"))
+        pieces = sorted(ids, key=ids.get)
+        pieces[:4], pieces[ids["<mask>"]] = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[MASK]"
+        whole = json.dumps({piece: i for i, piece in enumerate(pieces)})
+        (folder / "vocab.json").write_text(whole, "utf-8")
+        shutil.copy(data / "roberta-base/merges.txt", folder)
+        return tbf.load_tokenizer(folder)
+    if name == "bert-base-cased":       # only its vocabulary is at hand, not what stood beside it
+        shutil.copy(data / name / "vocab.txt", folder)
+        (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+        return tbf.load_tokenizer(folder)
+    return tbf.load_tokenizer(data / name) if (data / name).exists() else None
+
+
+@pytest.mark.parametrize("name, rows", [
+    ("bert-base-uncased", 80), ("bert-base-cased", 82), ("roberta-base", 79), ("albert-base", 78),
+    ("deberta-v3", 79), ("modernbert-base", 59)])
+def test_published_vectors(shared, tmp_path, name, rows):
+    t, seen = published(shared, name, tmp_path), 0
+    with lzma.open(shared / "data/tokenizers/vectors.jsonl.xz", "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            if row["tokenizer"] == name:
+                assert t(row["input"], truncation=False)["input_ids"].tolist() == [row["ids"]]
+                seen += 1
+    assert seen == rows
+
+
+def test_where_published_readings_differ(shared, tmp_path):
+    """BERT: as the published tokenizer does today, on whose rules every model has been used.
+    DeBERTa v1: as its authors', with special tokens of its own. DeBERTa v3: as SentencePiece does,
+    which spells unknown characters in bytes; the readings listed for v3 forget that."""
+    contested = json.loads((shared / "data/tokenizers/contested.json").read_text("utf-8"))
+    followed = {}
+    for row in contested:
+        name = row["tokenizer"]
+        (tmp_path / name).mkdir(exist_ok=True)
+        if (t := published(shared, name, tmp_path / name)) is not None:
+            ids = t(row["input"], truncation=False)["input_ids"][0].tolist()
+            ways = [str(way["source"]) for way in row["readings"] if way["ids"] == ids]
+            followed.setdefault(name, []).append("".join(ways)[:14])
+    assert followed == {
+        "bert-base-uncased": ["transformers 5"] * 2, "bert-base-cased": ["transformers 5"],
+        "deberta-v3": [""] * 3, "deberta-v1-base": ["['querycatai/f"] * 4}
+    t = published(shared, "deberta-v3", tmp_path)
+    assert t.pieces("1\x002\ufffd3") == ["▁1", "<0x00>", "2", "▁3"]
