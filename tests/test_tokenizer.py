@@ -68,6 +68,12 @@ def test_the_pattern_of_tokens_finds_the_longest(words, text):
     assert re.findall(tokenizer.longest(words), text) == found
 
 
+def test_very_long_added_tokens_are_found():
+    names = ["<" + "t" * n + ">" for n in (3, 90, 3000)] + ["x" * n for n in range(1, 150)]
+    t = made(*({"text": name} for name in names))
+    assert t.pieces("".join(names[:3]) + "a" + "x" * 150) == [*names[:3], "a", "x" * 149, "x"]
+
+
 def test_a_normalised_token_decodes_in_its_normal_form():
     t = made(dict(text="<TÄG>", normal=True, special=False))
     assert t.pieces("x <täg> <TÄG>")[1:] == ["<TÄG>"] * 2

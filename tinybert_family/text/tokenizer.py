@@ -163,15 +163,14 @@ class Tokenizer:
     def _trace(self, piece, where, first, ids, places):
         for word, spans in self.words(piece, where, first):
             found, sizes = self.cut(word)
-            at = 0
-            for id_, size in zip(found, sizes):
-                ids.append(id_)
-                places.append(self.place(id_, spans[at][0], spans[at + size - 1][1]))
-                at += size
-
-    def place(self, id_, start, end):
-        """Where a piece is said to stand; a kind may trim the white space off."""
-        return start, end
+            start, place, mine = len(word), None, []
+            for size in reversed(sizes):
+                if size:                    # else it stands where the next one does
+                    start -= size
+                    place = spans[start][0], spans[start + size - 1][1]
+                mine.append(place)
+            ids += found
+            places += reversed(mine)
 
     def pieces(self, text):
         return [self.vocab[i] for i in self.encode(text)]
@@ -319,6 +318,8 @@ def closed(text):
 
 def longest(words):
     """A pattern that finds the longest of the words at a place: a tree of their characters."""
+    if max(map(len, words)) > 100:          # a tree so deep is more than the engine takes
+        return "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
     tree = {}
     for word in words:
         node = tree

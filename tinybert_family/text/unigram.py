@@ -160,18 +160,6 @@ class Unigram(Tokenizer):
         ids += codes
         sizes += [0] * (len(codes) - 1) + [len(run)]
 
-    def _trace(self, piece, where, first, ids, places):
-        for word, spans in self.words(piece, where, first):
-            found, sizes = self.cut(word)
-            start, place, mine = len(word), None, []
-            for size in reversed(sizes):
-                if size:
-                    start -= size
-                    place = spans[start][0], spans[start + size - 1][1]
-                mine.append(place)
-            ids += found
-            places += reversed(mine)
-
     def text_of(self, pieces):
         return self.decoder(pieces)
 
