@@ -229,3 +229,12 @@ def test_long_rows_take_no_time():
     for row in (" ", "a\u0301", "\u0301", "\t\r\n"):
         steps(row * 20000 + "x")
     assert time.perf_counter() - start < 30
+
+
+@pytest.mark.parametrize("name", normalize.FORMS)
+def test_a_hundred_thousand_marks_are_ordered_at_once(name):
+    many = 100_000
+    normal = normalize.Form(name)("e" + "\u0301\u0316" * many)
+    below, above = "\u0316" * many, "\u0301" * (many - 1)
+    assert normal == ("é" + below + above if name.endswith("C") else
+                      "e" + below + "\u0301" + above)

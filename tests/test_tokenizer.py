@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tinybert_family.error import Error
 from tinybert_family.text import tokenizer
 from tinybert_family.text.bytebpe import ByteBPE
+from tinybert_family.text.metaspace import Metaspace
+from tinybert_family.text.normalize import Normalizer, Replace, Strip
 from tinybert_family.text.tokenizer import BRACKETS, Added
 from tinybert_family.text.unigram import Unigram
 from tinybert_family.text.wordpiece import SPECIAL, WordPiece
@@ -66,6 +68,31 @@ def test_the_pattern_of_tokens_finds_the_longest(words, text):
             found.append(max(here, key=len))
         at += len(found[-1]) if here else 1
     assert re.findall(tokenizer.longest(words), text) == found
+
+
+def test_white_space_that_another_token_took_is_no_token():
+    t = made(dict(text="<r>", right=True), dict(text=" ", left=True))
+    text = "a<r> b c"
+    assert t.pieces(text) == ["a", "<r>", "b", " ", "c"]
+    assert t.trace(text)[1] == [(0, 1), (1, 5), (5, 6), (6, 7), (7, 8)]
+
+
+def test_a_token_that_normalises_to_nothing_is_refused():
+    with pytest.raises(Error, match="normalises to nothing"):
+        made(dict(text="\u200b", normal=True)).encode("a")
+
+
+def test_only_the_first_word_of_a_text_is_marked_where_that_is_the_rule():
+    rules = dict(rules=[Metaspace(prepend="first")], roles=BRACKETS)
+    vocab = [*BRACKETS.values(), "a", "▁a", "▁", "b", "<t>"]
+    scores = [0.0] * 5 + [-1.0, -1.0, -2.0, -3.0]
+    for normal in None, Normalizer([Strip()]), Normalizer([Replace({"String": "ba"}, "a")]):
+        for token in Added("<t>"), Added("<t>", normal=True):
+            t = Unigram(vocab, scores, normal=normal, added=[token], **rules)
+            for text in ["a", " a", "a<t>a", "<t>a", "ba", "\ta<t>", "ba<t> a", ""]:
+                assert t.encode(text) == t.trace(text)[0], (text, normal, token)
+    t = Unigram(vocab, scores, normal=Normalizer([Strip()]), **rules)
+    assert (t.pieces("a"), t.pieces(" a")) == (["▁a"], ["a"])
 
 
 def test_very_long_added_tokens_are_found():
@@ -184,6 +211,11 @@ def test_truncation_from_the_left_keeps_the_end():
     (dict(texts=["a b"], max_length=9, pad_to_multiple_of=4), "9 is no multiple of .* 4"),
     (dict(texts=["a b"], padding_side="top"), "padding_side='top'"),
     (dict(texts=["a b"], max_length=3, truncation="only_second"), "needs pairs"),
+    (dict(texts=5), "a list of them, not int"), (dict(texts=["a"], pairs=5), "not int"),
+    (dict(texts=["a"], max_length="3"), "max_length='3': give a whole number"),
+    (dict(texts=["a"], max_length=2.5), "max_length=2.5"),
+    (dict(texts=["a"], max_length=10 ** 30, padding="max_length"), "max_length=10"),
+    (dict(texts=["a"], pad_to_multiple_of=-8), "pad_to_multiple_of=-8"),
     (dict(texts=[b"a"]), "not bytes"),
     (dict(texts=[None]), "not NoneType"),
     (dict(texts=["a\ud800"]), "U\\+D800"),

@@ -83,6 +83,26 @@ def whole(**changes):
     return json.dumps({**good, **changes})
 
 
+def test_words_are_not_cut_into_what_is_only_added(tmp_path):
+    added = [{"id": TINY.size, "content": "keyword", "normalized": False}]
+    (tmp_path / "tokenizer.json").write_text(whole(added_tokens=added))
+    t = tbf.load_tokenizer(tmp_path)
+    t.save(tmp_path / "new")
+    for t in t, tbf.load_tokenizer(tmp_path / "new"):
+        assert t.encode("keyword Keyword") == [TINY.size, t.unk]
+        assert t.trace("keyword Keyword")[0] == [TINY.size, t.unk]
+    model = json.loads((tmp_path / "new/tokenizer.json").read_text())["model"]
+    assert "keyword" not in model["vocab"]
+
+
+def test_blank_lines_survive_saving(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "", "cat", " ", "dog"]))
+    t = tbf.load_tokenizer(tmp_path)
+    t.save(tmp_path / "new")
+    assert tbf.load_tokenizer(tmp_path / "new").vocab == t.vocab
+    assert t.encode("cat dog [blank5]")[:2] == [6, 8] and 5 not in t.encode("[blank5] blank5")
+
+
 def test_tokenizer_json_alone_is_enough(tmp_path):
     normalizer = {"type": "BertNormalizer", "lowercase": False, "strip_accents": None}
     added = [{"id": TINY.size, "content": "<new>"}]
@@ -125,7 +145,7 @@ TEMPLATE = {"type": "TemplateProcessing", "single": STEPS, "pair": [], "special_
     ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 1}})}, "id 0 is missing; 1 pieces"),
     ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 0, "b": 0}})}, "0 is given twice"),
     ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": "0"}})}, "the id of 'a' is '0'"),
-    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 0}}, added_tokens=[],
+    ({"tokenizer.json": whole(model={**MODEL, "vocab": {"[UNK]": 0}}, added_tokens=[],
                               post_processor=None)}, "lacks .*PAD"),
     ({"tokenizer.json": whole(model={**MODEL, "vocab": {"a": 0}})}, "id 0, which belongs to 'a'"),
     ({"tokenizer.json": whole(model={**MODEL, "unk_token": "?!"})}, "unk_token is '\\?!'"),
@@ -138,6 +158,20 @@ TEMPLATE = {"type": "TemplateProcessing", "single": STEPS, "pair": [], "special_
     ({"tokenizer.json": whole(added_tokens=[{"content": "<e>"}])}, r"added_tokens\[0\].id is None"),
     ({"tokenizer.json": whole(added_tokens=[{"id": 0}])}, r"added_tokens\[0\] must be a text"),
     ({"tokenizer.json": '{"model": {"vocab": {"a": 0, "a": 1}}}'}, "'a' appears twice"),
+    ({"tokenizer.json": whole(added_tokens=1)}, "added_tokens must be a list of objects"),
+    ({"tokenizer.json": whole(added_tokens=["x"])}, "added_tokens must be a list of objects"),
+    ({"tokenizer.json": whole(model={**MODEL, "type": [{}]})}, r"model.type is \[{}\]"),
+    ({"tokenizer.json": whole(normalizer="BertNormalizer")}, "normalizer is 'BertNormalizer'"),
+    ({"tokenizer.json": whole(post_processor={"type": "Sequence", "processors": 1})}, "a list of"),
+    ({"tokenizer.json": whole(post_processor={**TEMPLATE, "special_tokens": {"x": 1}})}, "objects"),
+    ({"tokenizer.json": whole(post_processor={"type": "ByteLevel", "trim_offsets": 3})}, "is 3; it"),
+    ({"tokenizer.json": whole(decoder={"type": "WordPiece", "cleanup": 3})}, "cleanup is 3"),
+    ({"vocab.txt": GOOD, "added_tokens.json": '{"": 5}'}, "added_tokens.json: '' is empty"),
+    ({"vocab.txt": GOOD, "special_tokens_map.json": '{"sep_token": ""}'}, "map.json: sep_token is"),
+    ({"vocab.txt": GOOD, "special_tokens_map.json": '{"sep_token": "a\\nb"}'}, r"lacks 'a\\nb'"),
+    ({"vocab.txt": GOOD, "added_tokens.json": '{"a\\nb": 5}'}, r"vocab.txt: .*without line breaks"),
+    ({"vocab.json": "{}", "merges.txt": "a b"}, "merges.txt: line 1, 'a b'"),
+    ({"vocab.json": '{"a": 0}'}, "merges.txt"),
 ])
 def test_bad_files_are_named_in_one_line(tmp_path, files, message):
     for name, content in files.items():

@@ -130,11 +130,11 @@ class ByteBPE(Tokenizer):
         self.prefix_space, self.trim, self.use_regex = prefix_space, trim, use_regex
         self.unk_token, self.ignore_merges = unk_token, ignore_merges
         self.normal = normal or Normalizer()
-        self.merges, ids = checked(merges, self.ids, "merges[{}]".format), self.ids
+        self.merges, ids = checked(merges, self.own, "merges[{}]".format), self.own
         self.ranks = {(ids[a], ids[b]): rank for rank, (a, b) in enumerate(self.merges)}
         self.glued = [ids[a + b] for a, b in self.merges]
         self.unknown = None if unk_token is None else self.ids[unk_token]
-        self.bytes = [self.ids.get(LETTER[byte], self.unknown) for byte in range(256)]
+        self.bytes = [self.own.get(LETTER[byte], self.unknown) for byte in range(256)]
         self.lacks_bytes = None in self.bytes
         # Two memories: "(words" is new to the first, but " words" is not to the second. The first
         # words of texts have no space before them and are remembered apart.
@@ -162,7 +162,7 @@ class ByteBPE(Tokenizer):
         return tuple(chain.from_iterable(map(self.known.__getitem__, words)))
 
     def _word(self, word):
-        if self.ignore_merges and (whole := self.ids.get(spelt(word))) is not None:
+        if self.ignore_merges and (whole := self.own.get(spelt(word))) is not None:
             return (whole,)
         return tuple(self.glue([self.bytes[byte] for byte in word.encode()]))
 
@@ -235,8 +235,8 @@ class ByteBPE(Tokenizer):
         return found
 
     def cut(self, word):
-        if self.ignore_merges and word in self.ids:
-            return [self.ids[word]], [len(word)]
+        if self.ignore_merges and word in self.own:
+            return [self.own[word]], [len(word)]
         ids = self.glue([self.bytes[BYTE[letter]] for letter in word])
         return ids, [1 if i == self.unknown else len(self.vocab[i]) for i in ids]
 
@@ -277,7 +277,7 @@ class ByteBPE(Tokenizer):
                      use_regex=self.use_regex)
         merges = [list(pair) for pair in self.merges]
         model = dict(type="BPE", unk_token=self.unk_token, ignore_merges=self.ignore_merges,
-                     **UNUSED, vocab=self.ids, merges=merges)
+                     **UNUSED, vocab=self.own, merges=merges)
         return dict(normalizer=self.normal.to_json(), pre_tokenizer=level, decoder=level,
                     model=model)
 
@@ -286,7 +286,7 @@ class ByteBPE(Tokenizer):
 
     def files(self):
         merges = "\n".join(["#version: 0.2", *map(" ".join, self.merges), ""])
-        return {"vocab.json": json.dumps(self.ids, ensure_ascii=False), "merges.txt": merges}
+        return {"vocab.json": json.dumps(self.own, ensure_ascii=False), "merges.txt": merges}
 
     def options(self):
         return {"add_prefix_space": self.prefix_space, "trim_offsets": self.trim}
@@ -307,7 +307,7 @@ class ByteBPE(Tokenizer):
                 raise Error(f"{where}: model.{name} is {value!r}; a byte-level BPE of this family "
                             "has none")
         unk = model.get("unk_token")
-        if unk is not None and unk not in known:
+        if unk is not None and (not isinstance(unk, str) or unk not in known):
             raise Error(f"{where}: model.unk_token is {unk!r}, which is not in the vocabulary")
         flags = {name: level.get(name, True) for name in ("add_prefix_space", "use_regex")}
         flags["ignore_merges"] = model.get("ignore_merges", False)

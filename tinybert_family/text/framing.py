@@ -35,8 +35,19 @@ def one_of(name, value, choices):
         raise Error(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
 
 
+def texts_of(texts):
+    """A text or texts -> a list of them"""
+    try:
+        return [texts] if isinstance(texts, str) else list(texts)
+    except TypeError:
+        raise Error(f"a call wants a str or a list of them, not {type(texts).__name__}") from None
+
+
 def room_in(frame, limit, truncation, multiple):
     """How many tokens of the texts a row may hold; None: as many as there are."""
+    for name, value in dict(max_length=limit, pad_to_multiple_of=multiple).items():
+        if value is not None and (not hasattr(value, "__index__") or not 0 <= value < 1 << 31):
+            raise Error(f"{name}={value!r}: give a whole number, or None")
     one_of("truncation", truncation, TRUNCATIONS)
     if truncation in (False, "do_not_truncate") or limit is None:
         return None

@@ -128,7 +128,8 @@ class Decoder:
 # --- As tokenizer.json has them -------------------------------------------------------------------
 
 def read_rules(spec, where):
-    kind = spec.get("type") if isinstance(spec, dict) else spec
+    spec = spec if isinstance(spec, dict) else {"type": spec}
+    kind = spec.get("type")
     if kind == "Sequence" and isinstance(spec.get("pretokenizers"), list):
         rules = [rule for i, one in enumerate(spec["pretokenizers"])
                  for rule in read_rules(one, f"{where}.pretokenizers[{i}]")]
@@ -167,10 +168,10 @@ def read_metaspace(spec, where):
 
 
 def read_decoder(spec, where):
-    kind = spec.get("type") if isinstance(spec, dict) else spec
-    in_bytes = False
+    spec = spec if isinstance(spec, dict) else {"type": spec}
+    kind, in_bytes = spec.get("type"), False
     if kind == "Sequence" and isinstance(inner := spec.get("decoders"), list):
-        kinds = [one.get("type") if isinstance(one, dict) else one for one in inner]
+        kinds = [one.get("type") for one in inner if isinstance(one, dict)]
         if in_bytes := kinds == ["ByteFallback", "Metaspace"]:
             spec, kind = inner[1], "Metaspace"
     if kind != "Metaspace":

@@ -20,6 +20,8 @@ import re
 import unicodedata
 from functools import lru_cache, partial
 
+import regex
+
 from tinybert_family.error import Error
 from tinybert_family.text.characters import lowered, spans, within
 from tinybert_family.text.sentencepiece import USER, Charsmap, inside
@@ -35,9 +37,9 @@ YOUNG = spans("""
 # What later versions take for a mark and Unicode 9 does not; then the other way round.
 NO_MARK = spans("""
     5C8-5C9 7FD 897-8D3 9FE AFA-AFF B53-B55 C04-C3C CF3-D00 D3B-D3C D81 EBA ECE 1715 180F 1ABF-1AF0
-    1CF7 1DF6-1DFA A82C A8FF 10D24-10F85 11070-11074 110C2 11145-11146 111C9 111CE-111CF 11241
-    1133B 113B8-113E2 1145E 1182C-11B67 11D31-1612F 16F4F 16F7F-16F87 16FE4-16FF1 1CF00-1D128
-    1D250-1D281 1E08F-1E6F5""")
+    1CF7 1DF6-1DFA A82C A8FF 10D24-10F85 11070-11074 110C2 11145-11146 111C9 111CE-111CF 11241 1133B
+    113B8-113E2 1145E 1182C-11B67 11D31-1612F 16F4F 16F7F-16F87 16FE4-16FF1 1CF00-1D128 1D250-1D281
+    1E08F-1E6F5""")
 MARK = spans("1CF2-1CF3")
 # What Unicode calls white space; str.strip() knows four controls more.
 WHITE = spans("9-D 20 85 A0 1680 2000-200A 2028-2029 202F 205F 3000")
@@ -48,12 +50,12 @@ GLUE = inside(spans("""
     11F02"""))
 split_young = re.compile(f"([{inside(YOUNG)}])").split
 find_young = re.compile(f"[{inside(YOUNG)}]").search
+find_many = regex.compile(r"\p{M}{64}").search
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def sources(changes, start=0):
     """[(character, change)] -> [(character, the index of the old one that it stands for)]
-
     >>> sources([("f", 0), ("i", 1), ("é", -1), ("!", 0)])     # "ﬁ", "e", an accent, "!"
     [("f", 0), ("i", 0), ("é", 1), ("!", 3)]
     """
@@ -96,6 +98,8 @@ class Form(Step):
     def __call__(self, text):
         if text.isascii():
             return text
+        if find_many(text):         # Python sorts them in quadratic time
+            return "".join(c for c, _ in self.trace(text))
         normal = unicodedata.normalize(self.name, text)
         if normal == text or not find_young(text):
             return normal
@@ -108,19 +112,15 @@ class Form(Step):
         return sources(compose(changes) if self.composes else changes)
 
 
-def is_young(c):
-    return within(ord(c), YOUNG)
-
-
 @lru_cache(1 << 12)
 def rank(c):
     """The class of a mark: those of one class keep their order, others are sorted. 0: no mark."""
-    return 0 if is_young(c) else unicodedata.combining(c)
+    return 0 if find_young(c) else unicodedata.combining(c)
 
 
 @lru_cache(1 << 12)
 def apart(c, kind):
-    return c if is_young(c) else unicodedata.normalize(kind, c)
+    return c if find_young(c) else unicodedata.normalize(kind, c)
 
 
 def decompose(text, kind):
@@ -142,7 +142,7 @@ def decompose(text, kind):
 def composed(a, b):
     """The one character that means the letter a with the mark b; None: there is none."""
     both = unicodedata.normalize("NFC", a + b)
-    return both if len(both) == 1 and not (is_young(a) or is_young(b)) else None
+    return both if len(both) == 1 and not (find_young(a) or find_young(b)) else None
 
 
 def compose(changes):
@@ -492,8 +492,7 @@ def normalizer_of(model, where="model"):
         users = [piece.text for piece in model.pieces if piece.type == USER]
         steps.append(Precompiled(rules, "prefix", users))
     if model.extra_spaces:
-        # At the end, what already looks like a written space falls off, too.
-        # (A row of spaces is tried from its first one only: from each would be slow.)
+        # At the end also what looks like a written space falls off; a row is tried from its first.
         space = "[ \u2581]" if model.escape_spaces else "[ ]"
         steps += [Replace({"Regex": pattern}, content) for pattern, content in (
             (r"\A +", ""), (" {2,}", " "), (rf"(?<!{space}){space}+\z", ""))]

@@ -210,7 +210,7 @@ def pack(model):
 
 
 def packed(schema, values):
-    return b"".join(field(number, values[name]) for number, (name, _) in schema.items())
+    return b"".join(field(number, kind(values[name])) for number, (name, kind) in schema.items())
 
 
 def field(number, value):

@@ -76,16 +76,20 @@ class Tokenizer:
     CARE = ""                   # characters that `_easy` cannot do
 
     def __init__(self, vocab, roles, added=None, single=None, pair=None, inputs=INPUTS,
-                 max_length=None, padding_side="right", truncation_side="right", clean_up=False):
+                 max_length=None, padding_side="right", truncation_side="right", clean_up=False,
+                 own=None):
         """vocab: every piece in the order of ids. roles: {"pad": piece, ...}, one for each role.
         added: tokens to be found in the text (None: the roles). single, pair: the frames, lists of
-        (piece or "$A" or "$B", token type). max_length: where calls truncate unasked."""
+        (piece or "$A" or "$B", token type). max_length: where calls truncate unasked. own: how many
+        of the pieces words are cut into; behind them stand tokens that are only added (None: all).
+        """
         self.vocab, self.roles = vocab, roles
         self.ids = {piece: i for i, piece in enumerate(vocab)}
+        self.own = {piece: i for i, piece in enumerate(vocab[:own])}
         lacking = [roles[role] for role in ROLES if roles[role] not in self.ids]
         if lacking:
-            raise Error(f"the vocabulary lacks {' '.join(lacking)}; a {self.KIND} vocabulary needs "
-                        f"{' '.join(roles[role] for role in ROLES)}")
+            raise Error(f"the vocabulary lacks {listed(lacking)}; a {self.KIND} vocabulary needs "
+                        f"{listed(roles.values())}")
         self.pad, self.unk, self.cls, self.sep, self.mask = (self.ids[roles[r]] for r in ROLES)
         self.added = [Added(roles[role]) for role in ROLES] if added is None else list(added)
         self.added = list({token.text: token for token in self.added}.values())
@@ -127,14 +131,15 @@ class Tokenizer:
 
     def _between(self, part, normal, first):
         """A part without tokens of the raw text -> ids; it may hold some of the normalised text."""
-        text = self.normal(part)
+        text, spans = self.normal.aligned(part)
         for piece, start, token in parts(text, normal, self.normal_finder):
+            where = spans[start:start + len(piece)]
             if token is not None:
                 yield self.ids[token]
             elif self.normal(piece) == piece:           # normal already: the fast way may see it
-                yield from self._ids(piece, first and start == 0)
+                yield from self._ids(piece, first and where[0][0] == 0)
             else:
-                for word, _ in self.words(piece, [(0, 0)] * len(piece), first and start == 0):
+                for word, _ in self.words(piece, where, first):
                     yield from self.cut(word)[0]
 
     def trace(self, text):
@@ -157,7 +162,7 @@ class Tokenizer:
                     ids.append(self.ids[token])
                     places.append((where[0][0], where[-1][1]))
                 else:
-                    self._trace(piece, where, start == at == 0, ids, places)
+                    self._trace(piece, where, start == 0, ids, places)
         return ids, places
 
     def _trace(self, piece, where, first, ids, places):
@@ -206,6 +211,9 @@ class Tokenizer:
         self.spelt = {}
         for token in self.added:
             if token.normal and (normal := self.normal(token.text)) != token.text:
+                if not normal:
+                    raise Error(f"the added token {token.text!r} normalises to nothing; remove it "
+                                'or give it "normalized": false')
                 self.spelt[token.text] = normal
         self.finder = {token.text: token for token in self.added if not token.normal}
         self.normal_finder = {self.spelt.get(token.text, token.text): token
@@ -237,9 +245,9 @@ class Tokenizer:
         [CLS] text [SEP] or [CLS] text [SEP] pair [SEP]. `padding`: True (to the longest), False
         (all must be equally long) or "max_length". `truncation`: True (the longer of the two),
         False, "only_first" or "only_second". More in framing.py."""
-        columns = [[texts] if isinstance(texts, str) else list(texts)]
+        columns = [framing.texts_of(texts)]
         if pairs is not None:
-            columns.append([pairs] if isinstance(pairs, str) else list(pairs))
+            columns.append(framing.texts_of(pairs))
             if len(columns[0]) != len(columns[1]):
                 raise Error(f"{len(columns[0])} texts but {len(columns[1])} pairs; "
                             "give every text its pair")
@@ -297,10 +305,15 @@ def section(whole, name, where, kind):
     """A section of tokenizer.json, which must be of this type."""
     spec = whole.get(name)
     found = spec.get("type") if isinstance(spec, dict) else spec
-    if found != kind:
+    if found != kind or not isinstance(spec, dict):
         raise Error(f"{where}: {name} is {found!r}; a {whole['model'].get('type')} tokenizer of "
                     f"this family has {kind}")
     return spec
+
+
+def listed(names):
+    """Names as they stand in a message, which must remain one line whatever they hold."""
+    return " ".join(name if name.isprintable() else repr(name) for name in names)
 
 
 def refuse_halves(text):
@@ -349,7 +362,8 @@ def parts(text, pattern, tokens):
             end = white_after(text, end).end()
         if done < start:
             yield text[done:start], done, None
-        yield text[start:end], start, token.text
-        done = end
+        if start < end:         # another token may have taken the white space
+            yield text[start:end], start, token.text
+        done = max(done, end)
     if done < len(text):
         yield text[done:], done, None

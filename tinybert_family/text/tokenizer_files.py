@@ -13,10 +13,10 @@ import os
 from pathlib import Path
 
 from tinybert_family.error import Error
-from tinybert_family.files import make_writable, read_json, write_atomically
+from tinybert_family.files import make_writable, read_json, shown, write_atomically
 from tinybert_family.text import bytebpe, sentencepiece, unigram, wordpiece
 from tinybert_family.text.framing import SIDES
-from tinybert_family.text.tokenizer import ANGLES, BRACKETS, PLAIN, ROLES, Added
+from tinybert_family.text.tokenizer import ANGLES, BRACKETS, PLAIN, ROLES, Added, listed
 
 KINDS = {kind.KIND: kind for kind in (wordpiece.WordPiece, bytebpe.ByteBPE, unigram.Unigram)}
 # Models that were made without token types, by the tokenizer's class in tokenizer_config.json.
@@ -34,7 +34,11 @@ def load(folder):
                "vocab.json": from_vocab_json, **dict.fromkeys(unigram.FAMILIES, from_model)}
     for name, read_it in readers.items():
         if os.path.lexists(folder / name):
-            return read_it(folder / name, options_of(folder))
+            try:
+                return read_it(folder / name, options_of(folder))
+            except Error as e:
+                known = str(folder) in str(e)
+                raise Error(str(e) if known else f"{shown(folder / name)}: {e}") from None
     if not folder.is_dir():
         raise Error(f"{folder} is no folder; name one that holds {', '.join(readers)}")
     raise Error(f"{folder} holds no tokenizer: none of {', '.join(readers)} is there")
@@ -42,15 +46,18 @@ def load(folder):
 
 def options_of(folder):
     """tokenizer_config.json and its elders in one dict; special tokens also under "roles"."""
-    options, path = {}, folder / "tokenizer_config.json"
+    options, path, said = {}, folder / "tokenizer_config.json", {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).exists():
-            options.update(read_json(folder / name))
+        if os.path.lexists(folder / name):
+            more = read_json(folder / name)
+            options.update(more)
+            said.update(dict.fromkeys(more, folder / name))
     options["path"] = path
     roles, tokens = {}, {}
     for role in ROLES:
         if (token := options.get(role + "_token")) is not None:
-            added = added_of(token, f"{path}: {role}_token", normal=False)
+            where = f"{said[role + '_token']}: {role}_token"
+            added = added_of(token, where, normal=False)
             roles[role] = added.text
             if isinstance(token, dict):
                 tokens[added.text] = added
@@ -66,8 +73,9 @@ def options_of(folder):
     if (folder / "added_tokens.json").exists():
         path = folder / "added_tokens.json"
         for text, number in read_json(path).items():
+            added = added_of(text, f"{path}: {text!r}", special=False, normal=False)
             extra.setdefault(text, whole_number(number, path, f"the id of {text!r}"))
-            tokens.setdefault(text, Added(text, special=False))
+            tokens.setdefault(text, added)
     options["tokens"], options["extra"] = tokens, extra
     return options
 
@@ -79,7 +87,7 @@ def from_tokenizer_json(path, options):
         raise Error(f"{path}: model.vocab is missing; this is no tokenizer of the tokenizers "
                     "library")
     kind = model.get("type") or guessed(model)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise Error(f"{path}: model.type is {kind!r}; known are {', '.join(KINDS)}")
     vocab = model["vocab"]
     if (kind == "Unigram") != isinstance(vocab, list):
@@ -87,12 +95,16 @@ def from_tokenizer_json(path, options):
                     f" for a {kind} model")
     pieces = [unigram.read_entry(x, n, path)[0] for n, x in enumerate(vocab)] \
         if kind == "Unigram" else in_order(vocab, f"{path}: model.vocab")
-    added = [added_of(token, f"{path}: added_tokens[{n}]", special=False)
-             for n, token in enumerate(whole.get("added_tokens") or [])]
-    ids = {token.text: whole_number(x.get("id"), path, f"added_tokens[{n}].id")
-           for n, (token, x) in enumerate(zip(added, whole.get("added_tokens") or []))}
-    options["tokens"] = {**options["tokens"], **{token.text: token for token in added}}
+    listed_tokens, ids = whole.get("added_tokens") or [], {}
+    if not isinstance(listed_tokens, list) or not all(isinstance(x, dict) for x in listed_tokens):
+        raise Error(f"{path}: added_tokens must be a list of objects")
+    for n, x in enumerate(listed_tokens):
+        token = added_of(x, f"{path}: added_tokens[{n}]", special=False)
+        ids[token.text] = whole_number(x.get("id"), path, f"added_tokens[{n}].id")
+        options["tokens"][token.text] = token
+    options["own"] = len(pieces)
     pieces = extended(pieces, {**options["extra"], **ids}, path)
+    options["roles"]["unk"] = unknown_of(model, pieces, options, path)
     frame = frame_of(whole.get("post_processor"), dict(enumerate(pieces)), path)
     common = common_of(pieces, options, path) | frame
     if not any(kind for _, kind in frame["pair"]):
@@ -106,6 +118,23 @@ def from_tokenizer_json(path, options):
     return KINDS[kind].from_json(whole, path, pieces, **common)
 
 
+def unknown_of(model, pieces, options, path):
+    """The piece for what no piece covers, where the model itself says which that is"""
+    number, name = model.get("unk_id"), model.get("unk_token")
+    if isinstance(model["vocab"], list):
+        if isinstance(number, bool) or not isinstance(number, int) or \
+                not 0 <= number < options["own"]:
+            raise Error(f"{path}: model.unk_id is {number!r}; it must be the number of the piece "
+                        "for what no piece covers")
+        return pieces[number]
+    if name is None or "merges" in model:       # bytes are never unknown
+        usual = [x for x in (BRACKETS["unk"], ANGLES["unk"]) if x in pieces]
+        return options["roles"].get("unk", (usual or [BRACKETS["unk"]])[0])
+    if not isinstance(name, str) or name not in pieces:
+        raise Error(f"{path}: model.unk_token is {name!r}, which is not in the vocabulary")
+    return name
+
+
 def guessed(model):
     """Older files do not name the kind of their model."""
     if "merges" in model:
@@ -117,6 +146,7 @@ def from_vocab_txt(path, options):
     vocab = wordpiece.read_vocab(path)
     roles = {**BRACKETS, **options["roles"]}
     wordpiece.check(vocab, f"{path}: line", roles)
+    options["own"] = len(vocab)
     vocab = extended(vocab, options["extra"], path)
     return wordpiece.WordPiece(vocab, **common_of(vocab, options, path, roles=roles),
                                **wordpiece_options(options))
@@ -137,6 +167,7 @@ def wordpiece_options(options):
 
 def from_vocab_json(path, options):
     vocab = read_json(path)
+    options["own"] = len(vocab)
     pieces = extended(in_order(vocab, str(path)), options["extra"], path)
     merges = bytebpe.read_merges(path.with_name("merges.txt"), vocab)
     common = common_of(pieces, options, path)
@@ -154,8 +185,12 @@ def from_vocab_json(path, options):
 
 def from_model(path, options):
     model = sentencepiece.read(path)
-    settings = {name: options[name] for name in ("do_lower_case", "keep_accents", "split_by_punct")
-                if name in options}
+    settings = {}
+    for name in ("do_lower_case", "keep_accents", "split_by_punct"):
+        if (value := options.get(name)) is not None:
+            if not isinstance(value, bool):
+                raise Error(f"{options['path']}: {name} is {value!r}; it must be true or false")
+            settings[name] = value
     return unigram.from_model(model, unigram.FAMILIES[path.name], path, settings,
                               **limits_of(options))
 
@@ -170,13 +205,13 @@ def common_of(vocab, options, path, roles=None):
         usual = [name for name in (BRACKETS[role], ANGLES[role]) if name in known]
         roles.setdefault(role, (usual or [BRACKETS[role]])[0])
     if lacking := [roles[role] for role in ROLES if roles[role] not in known]:
-        raise Error(f"{path}: the vocabulary lacks {' '.join(lacking)}; each of "
+        raise Error(f"{path}: the vocabulary lacks {listed(lacking)}; each of "
                     f"{', '.join(role + '_token' for role in ROLES)} must be in it "
                     "(tokenizer_config.json can name others)")
     tokens = {text: token for text, token in options["tokens"].items() if text in known}
     for name in roles.values():
         tokens[name] = tokens.get(name, Added(name))._replace(special=True)
-    return dict(roles=roles, added=list(tokens.values()), **limits_of(options))
+    return dict(roles=roles, added=list(tokens.values()), own=options["own"], **limits_of(options))
 
 
 def limits_of(options):
@@ -264,16 +299,25 @@ def frame_of(spec, names, path):
     kind = spec.get("type") if isinstance(spec, dict) else None
     where = f"{path}: post_processor"
     if kind == "Sequence":
-        for part in spec.get("processors") or []:
+        inner = spec.get("processors")
+        if not isinstance(inner, list) or not all(isinstance(part, dict) for part in inner):
+            raise Error(f"{where}.processors must be a list of objects")
+        for part in inner:
             found = frame_of(part, names, path)
             if part.get("type") != "ByteLevel":
                 bare |= dict(single=found["single"], pair=found["pair"])
             bare["trim"] |= found["trim"]
         return bare
+    trim = isinstance(spec, dict) and spec.get("trim_offsets", True)
+    if not isinstance(trim, bool):
+        raise Error(f"{where}.trim_offsets is {trim!r}; it must be true or false")
     if kind == "ByteLevel":
-        return bare | dict(trim=spec.get("trim_offsets", True))
+        return bare | dict(trim=trim)
     if kind == "TemplateProcessing":
-        ids = {name: x.get("ids") for name, x in (spec.get("special_tokens") or {}).items()}
+        special = spec.get("special_tokens") or {}
+        if not isinstance(special, dict) or not all(isinstance(x, dict) for x in special.values()):
+            raise Error(f"{where}.special_tokens must be an object of objects")
+        ids = {name: x.get("ids") for name, x in special.items()}
         return bare | {which: template(spec.get(which), ids, names, f"{where}.{which}")
                        for which in ("single", "pair")}
     if kind in ("BertProcessing", "RobertaProcessing"):
@@ -284,7 +328,7 @@ def frame_of(spec, names, path):
         if kind == "RobertaProcessing":
             frame = bytebpe.frame(roles)
             return dict(single=frame["single"], pair=frame["pair"],
-                        trim=spec.get("trim_offsets", True))
+                        trim=trim)
         cls, sep = (roles["cls"], 0), (roles["sep"], 0)
         return bare | dict(single=[cls, ("$A", 0), sep],
                            pair=[cls, ("$A", 0), sep, ("$B", 1), (roles["sep"], 1)])
@@ -297,7 +341,8 @@ def check_prefixes(whole, path):
     said = {}
     for name, steps in ("pre_tokenizer", "pretokenizers"), ("post_processor", "processors"):
         spec = whole.get(name)
-        for part in (spec.get(steps) or [spec]) if isinstance(spec, dict) else []:
+        inner = spec.get(steps) if isinstance(spec, dict) else None
+        for part in inner if isinstance(inner, list) else [spec]:
             if isinstance(part, dict) and part.get("type") in ("ByteLevel", "RobertaProcessing"):
                 said[f"{name}.add_prefix_space"] = part.get("add_prefix_space", True)
     if len(set(map(str, said.values()))) > 1:
@@ -369,7 +414,9 @@ def config_of(tokenizer):
     config = dict(tokenizer_class="PreTrainedTokenizerFast", padding_side=tokenizer.padding_side,
                   truncation_side=tokenizer.truncation_side,
                   clean_up_tokenization_spaces=tokenizer.clean_up,
-                  model_input_names=list(tokenizer.inputs))
+                  model_input_names=list(tokenizer.inputs),
+                  added_tokens_decoder={str(tokenizer.ids[token.text]): json_of(token)
+                                        for token in tokenizer.added})
     if tokenizer.max_length is not None:
         config["model_max_length"] = tokenizer.max_length
     flags = {token.text: token for token in tokenizer.added}

@@ -62,7 +62,7 @@ class Unigram(Tokenizer):
         precision along the whole text. In "aaaaaaa" the ways aaa + aaa + a and a + aaa + aaa are
         equally good, and then the rounding of all that stands before decides.
         """
-        super().__init__(list(vocab), roles, **common)
+        super().__init__(list(vocab), roles, **{**common, "own": len(scores)})
         if len(self.ids) < len(self.vocab):
             twice = Counter(self.vocab).most_common(1)[0][0]
             raise Error(f"the vocabulary holds {twice!r} twice; remove one")
@@ -154,7 +154,7 @@ class Unigram(Tokenizer):
         """What no piece covers: one unknown token, or a token for each byte. Of these only the last
         has a size; all stand where the whole run does."""
         codes = [self.code.get(run, self.unk)]          # as a whole it may be known after all
-        if self.byte_fallback and codes == [self.unk]:
+        if self.byte_fallback and run not in self.code:
             spelt = [self.bytes[byte] for byte in run.encode()]
             codes = codes if None in spelt else spelt
         ids += codes
@@ -186,7 +186,7 @@ class Unigram(Tokenizer):
         return ids
 
     def _plain(self, text, first):
-        if len(self.rules) > 1 and self.rules[-1].prepend == "first":       # which word is first?
+        if self.rules[-1].prepend == "first":                   # which word is the first one?
             text, spans = self.normal.aligned(text)
         else:
             text, spans = self.normal(text), None
@@ -207,7 +207,7 @@ class Unigram(Tokenizer):
         self.apart = self.split or last.prepend == "always" and self.late(" a  b ") == "a b"
         self.careful = self.whole_text or not self.apart
         usual = last.split or self.whole_text
-        usual = usual and (last.prepend == "always" or last.prepend == "first" and not others)
+        usual = usual and (last.prepend == "always" or last.prepend == "first" and not others and not steps)
         usual = usual and (self.split or not others) and max(self.scores) <= 0
         if not usual or not all(map(is_local, steps)):
             return None
@@ -327,7 +327,6 @@ class Unigram(Tokenizer):
                         "no piece covers")
         if not isinstance(fallback, bool):
             raise Error(f"{field}.byte_fallback is {fallback!r}; it must be true or false")
-        common["roles"]["unk"] = vocab[unk]
         rules = read_rules(whole.get("pre_tokenizer"), f"{where}: pre_tokenizer")
         decoder = read_decoder(whole.get("decoder"), f"{where}: decoder")
         normal = Normalizer.from_json(whole.get("normalizer"), where)

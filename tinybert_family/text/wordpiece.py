@@ -17,7 +17,7 @@ from tinybert_family.error import Error
 from tinybert_family.files import read_text
 from tinybert_family.text.characters import BertNormalizer, Characters, is_punctuation, within
 from tinybert_family.text.characters import WHITE, find_kept, ordered
-from tinybert_family.text.tokenizer import BRACKETS, Memo, Tokenizer, closed, longest, section
+from tinybert_family.text.tokenizer import BRACKETS, Memo, Tokenizer, closed, listed, longest, section
 
 SPECIAL = list(BRACKETS.values())
 LONGEST_WORD = 100          # characters; a longer word is [UNK] unseen
@@ -39,7 +39,7 @@ class WordPiece(Tokenizer):
         super().__init__(check(list(vocab), "vocabulary: piece", roles), roles, **common)
         self.lower, self.accents, self.chinese, self.closes = lower, accents, chinese, closes
         # Pieces that continue a word are looked up without their "##": that saves gluing it on.
-        self.rest = {piece[2:]: i for piece, i in self.ids.items() if piece.startswith("##")}
+        self.rest = {piece[2:]: i for piece, i in self.own.items() if piece.startswith("##")}
         options = lower, lower if accents is None else accents, chinese
         self.normal, self.characters = BertNormalizer(*options), Characters(*options, apart=True)
         # Two memories: "(words" is new to the first, but "words" is not to the second.
@@ -72,7 +72,7 @@ class WordPiece(Tokenizer):
 
     def _word(self, word):
         """Longest match first."""
-        start, size, ids, known = 0, len(word), [], self.ids
+        start, size, ids, known = 0, len(word), [], self.own
         if size > LONGEST_WORD:
             return (self.unk,)
         while start < size:
@@ -122,7 +122,7 @@ class WordPiece(Tokenizer):
     def to_json(self):
         """The sections of tokenizer.json that are WordPiece's own."""
         model = dict(type="WordPiece", unk_token=self.roles["unk"], continuing_subword_prefix="##",
-                     max_input_chars_per_word=LONGEST_WORD, vocab=self.ids)
+                     max_input_chars_per_word=LONGEST_WORD, vocab=self.own)
         return dict(normalizer=self.normal.to_json(self.accents),
                     pre_tokenizer=dict(type="BertPreTokenizer"),
                     decoder=dict(type="WordPiece", prefix="##", cleanup=self.closes), model=model)
@@ -149,14 +149,13 @@ class WordPiece(Tokenizer):
                 raise Error(f"{where}: normalizer.{theirs} is {value!r}; it must be true or false")
             if value is not None or ours == "accents":
                 common.setdefault(ours, value)
-        unk = model.get("unk_token", common["roles"]["unk"])
-        if unk not in vocab:
-            raise Error(f"{where}: model.unk_token is {unk!r}, which is not in the vocabulary")
-        common["roles"]["unk"] = unk
-        return cls(vocab, closes=decoder.get("cleanup", True), **common)
+        closes = decoder.get("cleanup", True)
+        if not isinstance(closes, bool):
+            raise Error(f"{where}: decoder.cleanup is {closes!r}; it must be true or false")
+        return cls(vocab, closes=closes, **common)
 
     def files(self):
-        return {"vocab.txt": "".join(piece + "\n" for piece in self.vocab)}
+        return {"vocab.txt": "".join(piece + "\n" for piece in self.own)}
 
     def options(self):
         return {"tokenizer_class": "BertTokenizer", "do_lower_case": self.lower,
@@ -177,22 +176,22 @@ def read_vocab(path):
     # Lines end at "\n" alone: str.splitlines() would also cut at pieces such as U+2028. White space
     # at the end of a line is dropped, as published readers do; with it a piece could never match.
     lines = read_text(path).removeprefix("\ufeff").removesuffix("\n").split("\n")
-    return [line.rstrip() for line in lines]
+    # Blank lines do occur in published files. They hold a place, under a name that matches nothing.
+    return [line.rstrip() or f"[blank{n}]" for n, line in enumerate(lines)]
 
 
 def check(vocab, where, roles=BRACKETS):
     """Refuse what is no list of different pieces with the special tokens among them."""
     numbers = {}
     for number, piece in enumerate(vocab, 1):
-        if not isinstance(piece, str) or "\n" in piece:
+        if not isinstance(piece, str) or not piece or "\n" in piece:
             raise Error(f"{where} {number} is {piece!r}; a piece is a str without line breaks")
-        # Blank lines do occur in published files. They hold a place and match nothing.
-        if piece and piece in numbers:
+        if piece in numbers:
             raise Error(f"{where} {number} repeats {piece!r} of {numbers[piece]}; remove one")
         numbers[piece] = number
     missing = [piece for piece in roles.values() if piece not in numbers]
     if missing:
-        raise Error(f"{where.rpartition(':')[0]}: lacks {' '.join(missing)}; "
+        raise Error(f"{where.rpartition(':')[0]}: lacks {listed(missing)}; "
                     "a vocabulary of BERT has one piece a line, these among them")
     return vocab
 
