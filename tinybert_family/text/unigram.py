@@ -207,7 +207,8 @@ class Unigram(Tokenizer):
         self.apart = self.split or last.prepend == "always" and self.late(" a  b ") == "a b"
         self.careful = self.whole_text or not self.apart
         usual = last.split or self.whole_text
-        usual = usual and (last.prepend == "always" or last.prepend == "first" and not others and not steps)
+        begins = last.prepend == "first" and not others and not steps
+        usual = usual and (last.prepend == "always" or begins)
         usual = usual and (self.split or not others) and max(self.scores) <= 0
         if not usual or not all(map(is_local, steps)):
             return None

@@ -17,7 +17,8 @@ from tinybert_family.error import Error
 from tinybert_family.files import read_text
 from tinybert_family.text.characters import BertNormalizer, Characters, is_punctuation, within
 from tinybert_family.text.characters import WHITE, find_kept, ordered
-from tinybert_family.text.tokenizer import BRACKETS, Memo, Tokenizer, closed, listed, longest, section
+from tinybert_family.text.tokenizer import BRACKETS, Memo, Tokenizer
+from tinybert_family.text.tokenizer import closed, listed, longest, section
 
 SPECIAL = list(BRACKETS.values())
 LONGEST_WORD = 100          # characters; a longer word is [UNK] unseen
