@@ -25,7 +25,7 @@ import regex
 from tinybert_family.error import Error
 from tinybert_family.text.characters import lowered, spans, within
 from tinybert_family.text.sentencepiece import USER, Charsmap, inside
-from tinybert_family.text.tokenizer import Memo, find_half, refuse_halves
+from tinybert_family.text.tokenizer import Memo, find_half, listed, refuse_halves
 
 # Characters younger than Unicode 9 that a later version composes, decomposes or orders. They stay
 # as they are, and nothing is composed or ordered across them. Harmless gaps are bridged.
@@ -469,7 +469,7 @@ def steps_of(spec, where):
                 for step in steps_of(one, f"{where}.normalizers[{i}]")]
     make, needed, allowed = STEPS[kind]
     if not set(needed) <= set(options) <= {*needed, *allowed}:
-        raise Error(f"{where}: {kind} has the options {', '.join(options) or 'none'}; it must have "
+        raise Error(f"{where}: {kind} has the options {listed(options) or 'none'}; it must have "
                     f"{', '.join(needed) or 'none'}")
     for name, value in options.items():
         fits, words = {**needed, **allowed}[name]

@@ -37,7 +37,8 @@ class WordPiece(Tokenizer):
                  **common):
         """`accents`: whether to remove them; None: just when lowering, as published models do.
         `chinese`: each Chinese character is a word. `closes`: decoding closes gaps in each piece"""
-        super().__init__(check(list(vocab), "vocabulary: piece", roles), roles, **common)
+        vocab = check(list(vocab), "vocabulary: piece", roles, common.get("own"))
+        super().__init__(vocab, roles, **common)
         self.lower, self.accents, self.chinese, self.closes = lower, accents, chinese, closes
         # Pieces that continue a word are looked up without their "##": that saves gluing it on.
         self.rest = {piece[2:]: i for piece, i in self.own.items() if piece.startswith("##")}
@@ -181,11 +182,12 @@ def read_vocab(path):
     return [line.rstrip() or f"[blank{n}]" for n, line in enumerate(lines)]
 
 
-def check(vocab, where, roles=BRACKETS):
+def check(vocab, where, roles=BRACKETS, own=None):
     """Refuse what is no list of different pieces with the special tokens among them."""
+    own = len(vocab) if own is None else own
     numbers = {}
     for number, piece in enumerate(vocab, 1):
-        if not isinstance(piece, str) or not piece or "\n" in piece:
+        if not isinstance(piece, str) or not piece or "\n" in piece and number <= own:
             raise Error(f"{where} {number} is {piece!r}; a piece is a str without line breaks")
         if piece in numbers:
             raise Error(f"{where} {number} repeats {piece!r} of {numbers[piece]}; remove one")
