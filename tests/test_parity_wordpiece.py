@@ -200,7 +200,7 @@ def test_what_transformers_saves_we_load_equal(shared, tmp_path, options):
 
 def test_odd_vocabulary_files_are_read_alike(tmp_path):
     """Line ends, blank lines, white space at line ends, pieces that are white space."""
-    lines = [*SPECIAL, "cat", "dog ", "\u2028", "", "\u3000x", "##s\t", "bird\u3000", "a\xa0b", "é"]
+    lines = [*SPECIAL, "cat", "dog ", "\u2028", " ", "\u3000x", "##s\t", "bird\u3000", "a\xa0b", "é"]
     texts = ["cats dogs bird é \u2028 x a\xa0b", "dog\u3000x", "birds"]
     for end in ("\n", "\r\n"):
         (tmp_path / "vocab.txt").write_bytes((end.join(lines) + end).encode())

@@ -44,7 +44,7 @@ def test_saved_and_loaded_is_the_same(tmp_path, options):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", " \n"])
 def test_line_ends_and_odd_pieces_keep_their_place(tmp_path, end):
-    lines = SPECIAL + ["\u2028", "cat", "\u3000", "", "x\u2028y", "dog"]
+    lines = SPECIAL + ["\u2028", "cat", "\u3000", " ", "x\u2028y", "dog"]
     (tmp_path / "vocab.txt").write_bytes(("\ufeff" + end.join(lines) + end).encode())
     t = WordPiece.load(tmp_path)
     assert t.size == len(lines) and t.encode("[PAD] cat dog \u2028 \u3000") == [0, 6, 10]
@@ -104,8 +104,8 @@ def test_a_line_break_can_be_added_as_a_token(tmp_path):
         assert t.encode("cat\ncat") == [5, 6, 5]
 
 
-def test_blank_lines_survive_saving(tmp_path):
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "", "cat", " ", "dog"]))
+def test_lines_of_white_space_survive_saving(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "\u3000", "cat", " ", "dog"]))
     t = tbf.load_tokenizer(tmp_path)
     t.save(tmp_path / "new")
     assert tbf.load_tokenizer(tmp_path / "new").vocab == t.vocab
@@ -131,6 +131,8 @@ TEMPLATE = {"type": "TemplateProcessing", "single": STEPS, "pair": [], "special_
     ({"vocab.txt": ""}, r"vocab.txt: lacks \[PAD\] \[UNK\]"),
     ({"vocab.txt": b"\x00\x01\xff\xfe" * 9}, r"vocab.txt: line 1 is not UTF-8 \(byte 0xff\)"),
     ({"vocab.txt": GOOD.encode() + b"caf\xe9\n"}, "vocab.txt: line 6 is not UTF-8"),
+    ({"vocab.txt": GOOD + "cat\n\ndog\n"}, "vocab.txt: line 7 is empty"),
+    ({"vocab.txt": GOOD + "cat\n\n"}, "vocab.txt: line 7 is empty"),
     ({"vocab.txt": GOOD + "cat\ndog\ncat\n"}, "vocab.txt: line 8 repeats 'cat' of 6"),
     ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n"}, r"vocab.txt: lacks \[MASK\]"),
     ({"vocab.txt": GOOD, "tokenizer_config.json": "{"}, "tokenizer_config.json: not valid JSON"),

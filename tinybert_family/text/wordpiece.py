@@ -178,7 +178,12 @@ def read_vocab(path):
     # Lines end at "\n" alone: str.splitlines() would also cut at pieces such as U+2028. White space
     # at the end of a line is dropped, as published readers do; with it a piece could never match.
     lines = read_text(path).removeprefix("\ufeff").removesuffix("\n").split("\n")
-    # Blank lines do occur in published files. They hold a place, under a name that matches nothing.
+    lines = [line.removesuffix("\r") for line in lines]
+    if len(lines) > 1 and "" in lines:
+        number = lines.index("") + 1
+        raise Error(f"{path}: line {number} is empty; if an id belongs to it, put [unused{number}] "
+                    "there, else remove it")
+    # White space alone does occur. It holds a place, under a name that matches nothing.
     return [line.rstrip() or f"[blank{n}]" for n, line in enumerate(lines)]
 
 
