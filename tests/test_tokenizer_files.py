@@ -128,13 +128,13 @@ TEMPLATE = {"type": "TemplateProcessing", "single": STEPS, "pair": [], "special_
 
 @pytest.mark.parametrize("files, message", [
     ({}, "holds no tokenizer: none of tokenizer.json, vocab.txt"),
-    ({"vocab.txt": ""}, r"vocab.txt: lacks \[PAD\] \[UNK\]"),
+    ({"vocab.txt": ""}, r"vocab.txt: the vocabulary lacks \[PAD\] \[UNK\]"),
     ({"vocab.txt": b"\x00\x01\xff\xfe" * 9}, r"vocab.txt: line 1 is not UTF-8 \(byte 0xff\)"),
     ({"vocab.txt": GOOD.encode() + b"caf\xe9\n"}, "vocab.txt: line 6 is not UTF-8"),
     ({"vocab.txt": GOOD + "cat\n\ndog\n"}, "vocab.txt: line 7 is empty"),
     ({"vocab.txt": GOOD + "cat\n\n"}, "vocab.txt: line 7 is empty"),
     ({"vocab.txt": GOOD + "cat\ndog\ncat\n"}, "vocab.txt: line 8 repeats 'cat' of 6"),
-    ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n"}, r"vocab.txt: lacks \[MASK\]"),
+    ({"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\ncat\n"}, r"vocab.txt: the vocabulary lacks \[MASK\];"),
     ({"vocab.txt": GOOD, "tokenizer_config.json": "{"}, "tokenizer_config.json: not valid JSON"),
     ({"vocab.txt": GOOD, "tokenizer_config.json": "[" * 100000}, "config.json: .*nested too dee"),
     ({"vocab.txt": GOOD, "tokenizer_config.json": "[]"}, "tokenizer_config.json: holds no JSON ob"),

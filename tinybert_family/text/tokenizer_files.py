@@ -82,29 +82,11 @@ def options_of(folder):
 
 def from_tokenizer_json(path, options):
     whole = read_json(path)
-    model = whole.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), (dict, list)):
-        raise Error(f"{path}: model.vocab is missing; this is no tokenizer of the tokenizers "
-                    "library")
-    kind = model.get("type") or guessed(model)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise Error(f"{path}: model.type is {kind!r}; known are {', '.join(KINDS)}")
-    vocab = model["vocab"]
-    if (kind == "Unigram") != isinstance(vocab, list):
-        raise Error(f"{path}: model.vocab must be {'a list' if kind == 'Unigram' else 'an object'}"
-                    f" for a {kind} model")
-    pieces = [unigram.read_entry(x, n, path)[0] for n, x in enumerate(vocab)] \
-        if kind == "Unigram" else in_order(vocab, f"{path}: model.vocab")
-    listed_tokens, ids = whole.get("added_tokens") or [], {}
-    if not isinstance(listed_tokens, list) or not all(isinstance(x, dict) for x in listed_tokens):
-        raise Error(f"{path}: added_tokens must be a list of objects")
-    for n, x in enumerate(listed_tokens):
-        token = added_of(x, f"{path}: added_tokens[{n}]", special=False)
-        ids[token.text] = whole_number(x.get("id"), path, f"added_tokens[{n}].id")
-        options["tokens"][token.text] = token
+    kind, pieces = pieces_in(whole.get("model"), path)
     options["own"] = len(pieces)
-    pieces = extended(pieces, {**options["extra"], **ids}, path)
-    options["roles"]["unk"] = unknown_of(model, pieces, options, path)
+    pieces = extended(pieces, {**options["extra"], **added_in(whole, options, path)}, path)
+    if (unk := unknown_of(whole["model"], pieces, options["own"], path)) is not None:
+        options["roles"]["unk"] = unk
     frame = frame_of(whole.get("post_processor"), dict(enumerate(pieces)), path)
     common = common_of(pieces, options, path) | frame
     if not any(kind for _, kind in frame["pair"]):
@@ -118,50 +100,76 @@ def from_tokenizer_json(path, options):
     return KINDS[kind].from_json(whole, path, pieces, **common)
 
 
-def unknown_of(model, pieces, options, path):
+def pieces_in(model, path):
+    """-> (the kind of tokenizer, the pieces of its own model in the order of ids)"""
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), (dict, list)):
+        raise Error(f"{path}: model.vocab is missing; this is no tokenizer of the tokenizers "
+                    "library")
+    kind, vocab = model.get("type"), model["vocab"]
+    if not kind:                        # older files do not name it
+        kind = "Unigram" if isinstance(vocab, list) else "WordPiece"
+        kind = "BPE" if "merges" in model else kind
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Error(f"{path}: model.type is {kind!r}; known are {', '.join(KINDS)}")
+    if (kind == "Unigram") != isinstance(vocab, list):
+        raise Error(f"{path}: model.vocab must be {'a list' if kind == 'Unigram' else 'an object'}"
+                    f" for a {kind} model")
+    if kind == "Unigram":
+        return kind, [unigram.read_entry(entry, n, path)[0] for n, entry in enumerate(vocab)]
+    return kind, in_order(vocab, f"{path}: model.vocab")
+
+
+def added_in(whole, options, path):
+    """Takes the added tokens over into options -> {text: id}"""
+    tokens, ids = whole.get("added_tokens") or [], {}
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise Error(f"{path}: added_tokens must be a list of objects")
+    for n, token in enumerate(tokens):
+        added = added_of(token, f"{path}: added_tokens[{n}]", special=False)
+        ids[added.text] = whole_number(token.get("id"), path, f"added_tokens[{n}].id")
+        options["tokens"][added.text] = added
+    return ids
+
+
+def unknown_of(model, pieces, own, path):
     """The piece for what no piece covers, where the model itself says which that is"""
     number, name = model.get("unk_id"), model.get("unk_token")
     if isinstance(model["vocab"], list):
-        if isinstance(number, bool) or not isinstance(number, int) or \
-                not 0 <= number < options["own"]:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < own:
             raise Error(f"{path}: model.unk_id is {number!r}; it must be the number of the piece "
                         "for what no piece covers")
         return pieces[number]
     if name is None or "merges" in model:       # bytes are never unknown
-        usual = [x for x in (BRACKETS["unk"], ANGLES["unk"]) if x in pieces]
-        return options["roles"].get("unk", (usual or [BRACKETS["unk"]])[0])
+        return None
     if not isinstance(name, str) or name not in pieces:
         raise Error(f"{path}: model.unk_token is {name!r}, which is not in the vocabulary")
     return name
 
 
-def guessed(model):
-    """Older files do not name the kind of their model."""
-    if "merges" in model:
-        return "BPE"
-    return "Unigram" if isinstance(model["vocab"], list) else "WordPiece"
-
-
 def from_vocab_txt(path, options):
     vocab = wordpiece.read_vocab(path)
-    roles = {**BRACKETS, **options["roles"]}
-    wordpiece.check(vocab, f"{path}: line", roles)
+    wordpiece.check(vocab, f"{path}: line", roles={})
     options["own"] = len(vocab)
     vocab = extended(vocab, options["extra"], path)
-    return wordpiece.WordPiece(vocab, **common_of(vocab, options, path, roles=roles),
-                               **wordpiece_options(options))
+    common = common_of(vocab, options, path, roles={**BRACKETS, **options["roles"]})
+    return wordpiece.WordPiece(vocab, **common, **wordpiece_options(options))
 
 
 def wordpiece_options(options):
-    known = dict(lower=("do_lower_case", (True, False)), accents=("strip_accents", (True, False)),
-                 chinese=("tokenize_chinese_chars", (True, False)))
-    found = {}
-    for ours, (theirs, allowed) in known.items():
-        value = options.get(theirs)
-        if value is not None and not isinstance(value, bool):
-            raise Error(f"{options['path']}: {theirs} is {value!r}; it must be true or false")
-        if theirs in options and (value is not None or ours == "accents"):
-            found[ours] = value
+    names = dict(lower="do_lower_case", accents="strip_accents", chinese="tokenize_chinese_chars")
+    found = flags_of(options, names)
+    if "strip_accents" in options:              # null is an answer, too: just when lowering
+        found.setdefault("accents", None)
+    return found
+
+
+def flags_of(options, names):
+    """{ours: its name in tokenizer_config.json} -> {ours: True or False}; null: as if not there"""
+    found = {ours: options[theirs] for ours, theirs in names.items()
+             if options.get(theirs) is not None}
+    for ours, value in found.items():
+        if not isinstance(value, bool):
+            raise Error(f"{options['path']}: {names[ours]} is {value!r}; it must be true or false")
     return found
 
 
@@ -175,22 +183,16 @@ def from_vocab_json(path, options):
     # Both models that publish these files let the mask take the space before it.
     common["added"] = [token._replace(left=True) if token.text == mask not in stated else token
                        for token in common["added"]]
-    prefix = options.get("add_prefix_space", False)
-    if not isinstance(prefix, bool):
-        raise Error(f"{options['path']}: add_prefix_space is {prefix!r}; it must be true or false")
+    prefix = flags_of(options, dict(prefix_space="add_prefix_space"))
     # RoBERTa's places leave out the space before a word; DeBERTa's do not.
     trim = common["roles"]["cls"] == ANGLES["cls"]
-    return bytebpe.ByteBPE(pieces, merges, prefix_space=prefix, trim=trim, **common)
+    return bytebpe.ByteBPE(pieces, merges, trim=trim, **prefix, **common)
 
 
 def from_model(path, options):
     model = sentencepiece.read(path)
-    settings = {}
-    for name in ("do_lower_case", "keep_accents", "split_by_punct"):
-        if (value := options.get(name)) is not None:
-            if not isinstance(value, bool):
-                raise Error(f"{options['path']}: {name} is {value!r}; it must be true or false")
-            settings[name] = value
+    names = "do_lower_case", "keep_accents", "split_by_punct"
+    settings = flags_of(options, {name: name for name in names})
     return unigram.from_model(model, unigram.FAMILIES[path.name], path, settings,
                               **limits_of(options))
 
