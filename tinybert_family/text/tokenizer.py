@@ -168,14 +168,13 @@ class Tokenizer:
     def _trace(self, piece, where, first, ids, places):
         for word, spans in self.words(piece, where, first):
             found, sizes = self.cut(word)
-            start, place, mine = len(word), None, []
-            for size in reversed(sizes):
+            at, waiting = 0, 0
+            for size in sizes:
+                waiting += 1
                 if size:                    # else it stands where the next one does
-                    start -= size
-                    place = spans[start][0], spans[start + size - 1][1]
-                mine.append(place)
+                    places += [(spans[at][0], spans[at + size - 1][1])] * waiting
+                    at, waiting = at + size, 0
             ids += found
-            places += reversed(mine)
 
     def pieces(self, text):
         return [self.vocab[i] for i in self.encode(text)]
