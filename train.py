@@ -39,19 +39,18 @@ import tinybert_family as tbf
 from tinybert_family import Error, checkpoint, files, fillings, report, runs
 from tinybert_family.console import Parser, Progress, bar, say
 from tinybert_family.engine import backend
-from tinybert_family.engine.nn import Init
-from tinybert_family.engine.optim import OPTIMIZERS, SCHEDULES, Arena, clip
 from tinybert_family.text import corpus as texts
-from tinybert_family.text import tokenizer_files
-from tinybert_family.text.batches import Prefetch, pack
-from tinybert_family.text.wordpiece import WordPiece
-from tinybert_family.workers import Workers
-
-ORDER = 1               # a stream of random numbers beside those of the data
-HELD_OUT_COPY = 0       # the masked copy of the held-out text
+from tinybert_family.text import knowledge, tokenizer_files
+from tinybert_family.training import Trainer
 
 
 # ---- the command line
+
+# What a model may want to know beside the text; text/knowledge.py says how each file looks.
+KNOWLEDGE = dict(phrases="words that belong together", entities="names of things",
+                 vectors="of words, by which some are similar", graph="facts: head, relation, tail",
+                 dialogues="what people say in turns")
+
 
 def options():
     """The options that are not settings of the model's Config."""
@@ -64,6 +63,10 @@ def options():
         help="text files or folders (.txt .jsonl .gz); default: Python's own documentation")
     add("--encoding", default="utf-8", help="of the text files")
     add("--tokenizer", metavar="FOLDER", help="use its tokenizer instead of training one")
+    add("--teacher", metavar="FOLDER", help="of a trained model, for a student to learn from; "
+        "default: a short run of its own comes first")
+    for name, what in KNOWLEDGE.items():
+        add(f"--{name}", metavar="FILE", help=f"{what}; default: found in the text")
     add("--out", metavar="FOLDER", help="the run's folder (default runs/MODEL-SIZE)")
     add("--resume", action="store_true", help="continue the run in --out, to the same bits")
     add("--seed", type=int, default=0)
@@ -80,9 +83,6 @@ def read_command(argv):
     """-> (options, the model's file, its Config, the names given on the command line)"""
     model = argv[0] if argv and not argv[0].startswith("-") else "bert"
     module = checkpoint.variant(model, "MODEL (the first word of the command)")
-    if not hasattr(module, "Objective"):
-        raise Error(f"MODEL {model}: this version loads it and computes with it, but pre-trains "
-                    "bert alone")
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--size", default="smoke")
     size = first.parse_known_args(argv)[0].size
@@ -124,8 +124,14 @@ def vocabulary(config, documents, exactly):
             break
     # A piece should be seen some dozens of times: one for every few hundred characters.
     enough = max(1024, 1 << int(math.log2(max(1, characters // 300))))
-    return WordPiece.train(sample, config.vocab if exactly else min(config.vocab, enough),
-                           progress=bar("vocabulary", "piece"))
+    size = config.vocab if exactly else min(config.vocab, enough)
+    return config.vocabulary(sample, size, bar("vocabulary", "piece"))
+
+
+def for_words(config, tokenizer):
+    """The Config with what the tokenizer decides."""
+    pad = dict(pad=tokenizer.pad) if hasattr(config, "pad") else {}
+    return replace(config, vocab=tokenizer.size, **pad)
 
 
 def corpus_of(documents, name, args, tokenizer):
@@ -152,53 +158,61 @@ def corpus_of(documents, name, args, tokenizer):
     return texts.Corpus.build(documents(), tokenizer, folder, name, progress, args.workers)
 
 
-def micro_batches(objective, config, documents, seed, position):
-    """Endless (batch, position after it).
+def knowledge_of(args, module, config, documents, corpus, tokenizer):
+    """What the objective asks for beside the text: from the user's files, or from the text."""
+    files = {name: getattr(args, name) for name in KNOWLEDGE}
+    given = {name for name, path in files.items() if path}
+    needs = module.Objective.needs(config, given)
+    if not needs and given:
+        raise Error(f"--{min(given)}: {args.model} asks for no such knowledge; leave it out")
+    if not needs:
+        return None
+    return knowledge.build(needs, documents, corpus, tokenizer, files, corpus.folder,
+                           bar("knowledge", "part"), getattr(config, "entity_width", 100))
 
-    A position is (pass over the corpus, micro-batch in it), so a stream that starts at a position
-    goes on exactly as one that came there.
+
+def teacher_of(args, module, config, folder, tokenizer):
+    """The model that the student learns from: --teacher, or one that is trained now.
+
+    -> (a Model or None, the exit status of a run that was interrupted)
     """
-    epoch, start = position
-    while True:
-        copy = epoch % config.copies
-        plan = objective.plan(documents, copy)
-        plan = plan[np.random.default_rng([seed, ORDER, epoch]).permutation(len(plan))]
-        packs = pack(objective.lengths(plan), config.tokens)
-        for i in range(start, len(packs)):
-            yield objective.batch(plan[packs[i]], copy), (epoch, i + 1)
-        epoch, start = epoch + 1, 0
+    wanted = module.Objective.teacher_of(config)
+    if not wanted:
+        if args.teacher:
+            raise Error(f"--teacher: {args.model} learns without one; leave it out")
+        return None, 0
+    if args.teacher:
+        same_words(args.teacher, tokenizer)
+        say(f"teacher {args.teacher}")
+        return tbf.load(args.teacher), 0
+    name, wanted = wanted
+    own = folder / "teacher"
+    begun = (own / "run.json").exists()
+    if not begun or len(runs.read_lines(own / "metrics.jsonl")) == 0 or not finished(own):
+        say(f"teacher none was given (--teacher FOLDER), so a {name} is trained first: "
+            f"{wanted.steps:,} steps, in {own}")
+        changes = dict(model=name, size="teacher", out=str(own), resume=begun, teacher=None,
+                       tokenizer=str(folder), config_vocab=None, **dict.fromkeys(KNOWLEDGE))
+        again = argparse.Namespace(**(vars(args) | changes))
+        status = begin(again, checkpoint.variant(name, "teacher"), wanted, set())
+        if status:
+            return None, status
+    return tbf.load(own), 0
 
 
-def steps_of(stream, count):
-    """Micro-batches by the step: (list of them, position after the last)."""
-    while True:
-        batches, positions = zip(*itertools.islice(stream, count))
-        yield list(batches), positions[-1]
+def finished(folder):
+    """Has the run in this folder done all its steps?"""
+    saved = runs.Checkpoints(folder / "checkpoints").newest()
+    about = files.read_json(folder / "run.json")
+    return saved is not None and saved[0] >= about["config"]["steps"]
 
 
-def held_out(objective, config, documents, most=16):
-    """A fixed set of micro-batches of held-out text."""
-    plan = objective.plan(documents, HELD_OUT_COPY)
-    packs = pack(objective.lengths(plan), config.tokens)[:most]
-    return [objective.batch(plan[rows], HELD_OUT_COPY) for rows in packs]
-
-
-def baseline(corpus, batches, vocabulary):
-    """What needs no model: the loss of each word's frequency, and the score of always guessing
-    the commonest."""
-    counts = np.ones(len(vocabulary))
-    for document in corpus.train:
-        first, last = corpus.sentences[corpus.documents[document:document + 2]]
-        counts += np.bincount(corpus.ids[first:last], minlength=len(counts))
-    labels = np.concatenate([b["labels"] for b in batches])
-    surprise, commonest = -np.log(counts / counts.sum()), int(counts.argmax())
-    return dict(loss=float(surprise[labels].mean()), token=vocabulary[commonest],
-                accuracy=float((labels == commonest).mean()))
-
-
-def held_out_row(scores):
-    total = sum(value for name, value in scores.items() if name.endswith("_loss"))
-    return dict(eval_loss=total, perplexity=math.exp(min(50, scores["mlm_loss"])), **scores)
+def same_words(folder, tokenizer):
+    """A teacher must know the student's words by the same numbers."""
+    other = tbf.load_tokenizer(folder)
+    if other.vocab != tokenizer.vocab:
+        raise Error(f"--teacher {folder}: its vocabulary ({other.size:,} pieces) is not the "
+                    f"student's ({tokenizer.size:,}); give --tokenizer {folder} to the student")
 
 
 # ---- what a run keeps on disk
@@ -210,33 +224,38 @@ class Run:
         self.folder = folder
         self.checkpoints = runs.Checkpoints(folder / "checkpoints")
 
+    def write(self, about):
+        files.write_atomically(self.folder / "run.json", checkpoint.json_bytes(about))
+
     def open_logs(self, step):
         self.metrics = runs.Log(self.folder / "metrics.jsonl")
         self.fillings = runs.Log(self.folder / "fillings.jsonl")
         for log in self.metrics, self.fillings:
             log.rewind(step)
 
-    def save(self, step, model, optimizer, state):
+    def save(self, trainer, tokenizer, state):
         self.metrics.sync()
         self.fillings.sync()
-        arrays = dict(model=checkpoint.published_arrays(model),
+        learner, optimizer = trainer.learner, trainer.optimizer
+        arrays = dict(learner={name: t.data for name, t in learner.named().items()},
                       optimizer=dict(m=optimizer.m, v=optimizer.v))
-        saved = self.checkpoints.save(step, arrays, dict(state, updates=optimizer.steps))
-        link = self.folder / f".model-{os.getpid()}"
-        link.unlink(missing_ok=True)
-        try:
-            os.link(saved / "model.safetensors", link)
-            os.replace(link, self.folder / "model.safetensors")
-        except OSError:                                 # a file system without hard links
-            tbf.save(model, self.folder)
+        state = dict(state, position=trainer.position, updates=optimizer.steps)
+        self.checkpoints.save(trainer.step, arrays, state)
+        for part, model in learner.published().items():
+            folder = self.folder / part
+            if part:
+                files.make_writable(folder, "--out")
+                tokenizer.save(folder)
+            tbf.save(model, folder)
         report.write(self.folder)
 
-    def restore(self, model, optimizer, saved):
-        _, arrays, state = saved
-        for name, array in checkpoint.published_arrays(model).items():
-            array[...] = arrays["model"][name]
+    def restore(self, trainer, saved):
+        trainer.step, arrays, state = saved
+        for name, tensor in trainer.learner.named().items():
+            tensor.data[...] = arrays["learner"][name]
+        optimizer = trainer.optimizer
         optimizer.m[...], optimizer.v[...] = arrays["optimizer"]["m"], arrays["optimizer"]["v"]
-        optimizer.steps = state["updates"]
+        optimizer.steps, trainer.position = state.pop("updates"), state.pop("position")
         return state
 
 
@@ -267,15 +286,15 @@ def same_run(about, args, config, flags):
                         f"with {begun[name]}; leave the option out, or start a new run")
 
 
-def describe(args, config, asked, corpus, model, workers, base):
-    """run.json: everything needed to do it again, and what it was measured against."""
+def describe(args, config, asked, corpus, workers):
+    """run.json: everything needed to do it again."""
     return dict(
         version=tbf.__version__, model=args.model, size=args.size, seed=args.seed, device="cpu",
         command="python train.py " + shlex.join(sys.argv[1:]), config=asdict(config),
-        data=corpus.info, workers=workers, baseline=base,
+        data=corpus.info, workers=workers, baseline={},
         arguments=dict(data=args.data, tokenizer=args.tokenizer, encoding=args.encoding,
-                       vocab=asked),
-        parameters=sum(t.size for t in model.named().values()),
+                       teacher=args.teacher, vocab=asked,
+                       **{name: getattr(args, name) for name in KNOWLEDGE}),
         machine=dict(python=platform.python_version(), numpy=np.__version__,
                      platform=platform.platform()))
 
@@ -310,8 +329,10 @@ def begin(args, module, config, flags):
         about = files.read_json(folder / "run.json")
         same_run(about, args, config, flags)
         config = module.Config(**about["config"])
-        args.seed, args.data = about["seed"], about["arguments"]["data"]
-        args.encoding, args.tokenizer = about["arguments"]["encoding"], str(folder)
+        args.seed, begun = about["seed"], about["arguments"]
+        for name in "data", "encoding", "teacher", *KNOWLEDGE:
+            setattr(args, name, begun.get(name))
+        args.tokenizer = str(folder)
     elif (folder / "run.json").exists():
         raise Error(f"{folder} holds a run already: add --resume to continue it, or choose "
                     "another --out")
@@ -324,10 +345,11 @@ def begin(args, module, config, flags):
 
 def train(args, module, config, about, run):
     # The text, its vocabulary, and the text as numbers.
-    tokenizer = tbf.load_tokenizer(args.tokenizer) if args.tokenizer else None
+    words = args.tokenizer or args.teacher
+    tokenizer = tbf.load_tokenizer(words) if words else None
     documents, name = documents_of(args)
     tokenizer = tokenizer or vocabulary(config, documents, exactly=args.config_vocab)
-    asked, config = config.vocab, replace(config, vocab=tokenizer.size)
+    asked, config = config.vocab, for_words(config, tokenizer)
     corpus = corpus_of(documents, name, args, tokenizer)
     info = corpus.info
     if about and about["data"]["sha256"] != info["sha256"]:
@@ -336,103 +358,107 @@ def train(args, module, config, about, run):
     say(f"data   {info['name']}: {info['documents']:,} documents, {info['words']:,} words,\n"
         f"       {info['tokens']:,} tokens of {tokenizer.size:,} kinds; "
         f"{len(corpus.held)} documents held out")
-
-    # The model, all its numbers in one arena; what it is to learn; who does the work.
-    model = module.Model(config, Init(args.seed, config.init))
-    arena = Arena(model.named().items())
-    optimizer = OPTIMIZERS[config.optimizer](
-        arena, betas=(config.beta1, config.beta2), eps=config.adam_eps, decay=config.decay,
-        correct=config.correct, peak=config.lr)
-    objective = module.Objective(config, corpus, tokenizer, args.seed)
-    tests = held_out(objective, config, corpus.held)
-    hidden = fillings.choose(corpus, tokenizer, config.positions)
+    facts = knowledge_of(args, module, config, documents, corpus, tokenizer)
     count = about["workers"] if about else min(args.workers or cores(), config.accumulate)
-    workers = Workers(model, arena, objective, count)
-
-    # Where it stands: at the start, or at the last checkpoint.
-    saved = run.checkpoints.newest() if about else None
-    step, state = 0, dict(position=[0, 0], sums={}, tokens=0)
-    if saved:
-        step, state = saved[0], run.restore(model, optimizer, saved)
     if not about:
-        base = baseline(corpus, tests, tokenizer.vocab)
-        about = describe(args, config, asked, corpus, model, count, base)
+        about = describe(args, config, asked, corpus, count)
         tokenizer.save(run.folder)
-        checkpoint.write_config(model, run.folder)
-        files.write_atomically(run.folder / "run.json", checkpoint.json_bytes(about))
-    run.open_logs(step if saved else -1)
-    base = about["baseline"]
+        run.write(about)
+    teacher, status = teacher_of(args, module, config, run.folder, tokenizer)
+    if status:
+        return status
+
+    # The learner; where it stands: at the start, or at the last checkpoint.
+    trainer = Trainer(module, config, corpus, tokenizer, args.seed, count, knowledge=facts,
+                      teacher=teacher)
+    saved = run.checkpoints.newest() if args.resume else None
+    state = run.restore(trainer, saved) if saved else dict(sums={}, tokens=0)
+    run.open_logs(trainer.step if saved else -1)
+    about["parameters"] = sum(t.size for t in trainer.learner.named().values())
     say(f"model  {args.model} {args.size}: {about['parameters']:,} parameters, {count} workers; "
-        + (f"resumed at step {step:,}" if step else f"seed {args.seed}"))
-    say(f"goal   loss below {base['loss']:.2f} (words by their frequency), accuracy above "
-        f"{base['accuracy']:.1%} (always {base['token']!r})")
+        + (f"resumed at step {trainer.step:,}" if saved else f"seed {args.seed}"))
+    hidden = fillings.choose(corpus, tokenizer, config.positions)
+
+    def guesses():
+        filler = trainer.objective.filler(trainer.learner)
+        veil = trainer.objective.veil
+        return fillings.guess(filler, tokenizer, hidden, veil) if filler else []
 
     def evaluate():
-        row = held_out_row(workers.scores(tests))
+        row, step = trainer.scores(), trainer.step
+        if "mlm_loss" in row:
+            row["perplexity"] = math.exp(min(50, row["mlm_loss"]))
         run.metrics.append(dict(step=step, **row))
-        run.fillings.append(dict(step=step, rows=fillings.guess(model, tokenizer, hidden)))
-        say(f"step {step:,}: held-out loss {row['mlm_loss']:.3f}, "
-            f"accuracy {row['mlm_accuracy']:.1%}")
+        if rows := guesses():
+            run.fillings.append(dict(step=step, rows=rows))
+        say(f"step {step:,}: held out, {told(row)}")
 
-    stop, clock, bar = Stop(), time.perf_counter(), Progress(config.steps, step)
-    stream = micro_batches(objective, config, corpus.train, args.seed, state["position"])
-    stream = Prefetch(steps_of(stream, config.accumulate))
-    schedule, sums = SCHEDULES[config.schedule], state["sums"]
-    try:
-        if not step:
+    def enter():
+        """A new stage: say what it is, and what it would be to know nothing."""
+        if len(trainer.stages) > 1:
+            say(f"stage  {trainer.stage.name}: {trainer.stage.steps:,} steps")
+        about["baseline"] |= trainer.chance()
+        run.write(about)
+        say(f"goal   better than knowing nothing, {told(about['baseline'])}")
+        if not trainer.step:
             evaluate()
-        for batches, position in stream:
-            if step >= config.steps:
-                break
-            lr = config.lr * schedule(step, config.steps, config.warmup)
-            losses = workers.gradients(batches, args.seed, step)
-            length, total = clip(arena.grad, config.clip), sum(losses.values())
-            if not math.isfinite(total + length):
-                raise Error(f"step {step + 1}: the loss is {total} and the gradient's length "
-                            f"{length}; a smaller --lr or a longer --warmup helps; the last "
-                            f"checkpoint in {run.folder} is whole")
-            optimizer.step(lr)
 
-            step += 1
-            tokens = sum(len(b["ids"]) for b in batches)
-            state["position"], state["tokens"] = list(position), state["tokens"] + tokens
-            for key, value in dict(losses, loss=total, grad_norm=length, steps=1).items():
+    stop, clock, bar = Stop(), time.perf_counter(), Progress(trainer.steps, trainer.step)
+    sums, again = state["sums"], f"{args.model} --size {args.size} --out {run.folder}"
+    try:
+        for done in trainer.run(enter):
+            step, steps = trainer.step, trainer.steps
+            state["tokens"] += done.tokens
+            for key, value in dict(done.losses, loss=done.loss, grad_norm=done.grad_norm,
+                                   steps=1).items():
                 sums[key] = sums.get(key, 0) + value
-            bar.advance(tokens, total)
-            last = step == config.steps
+            bar.advance(done.tokens, done.loss)
+            last = step == steps
             if step % args.log_every == 0 or last:
                 since = sums.pop("steps")
                 run.metrics.append(dict(
-                    {key: value / since for key, value in sums.items()}, step=step, lr=lr,
+                    {key: value / since for key, value in sums.items()}, step=step, lr=done.lr,
                     tokens=state["tokens"], tokens_per_s=bar.rate(),
                     seconds=round(time.perf_counter() - clock, 3)))
                 sums.clear()
             if step % args.eval_every == 0 or last:
                 evaluate()
             if step % args.save_every == 0 or last or stop.signal:
-                run.save(step, model, optimizer, state)
+                run.save(trainer, tokenizer, state)
             if stop.signal and not last:
                 bar.close()
-                again = f"{args.model} --size {args.size} --out {shlex.quote(str(run.folder))}"
                 say(f"stopped at step {step:,}, saved in {run.folder}; to continue: "
                     f"python train.py {again} --resume")
                 return 128 + stop.signal
+    except Error as problem:
+        raise Error(f"{problem}; the last checkpoint in {run.folder} is whole") from None
     finally:
         bar.close()
-        stream.close()
-    finish(run, model, tokenizer, hidden, base)
+    finish(run, guesses())
     return 0
 
 
-def finish(run, model, tokenizer, hidden, base):
-    say("what it fills in, in text it never saw:")
-    for line in fillings.as_lines(fillings.guess(model, tokenizer, hidden)):
+def told(scores):
+    """Scores as words: every task's loss and accuracy."""
+    tasks = [name.removesuffix("_loss") for name in scores if name.endswith("_loss")]
+    parts = []
+    for task in tasks:
+        if task != "eval":
+            right = scores.get(f"{task}_accuracy")
+            share = "" if right is None else f" ({right:.1%} right)"
+            parts.append(f"{report.TASKS.get(task, task)} {scores[f'{task}_loss']:.3f}{share}")
+    return ", ".join(parts)
+
+
+def finish(run, rows):
+    if rows:
+        say("what it fills in, in text it never saw:")
+    for line in fillings.as_lines(rows):
         say(line)
-    rows = runs.read_lines(run.folder / "metrics.jsonl")
-    last = [row for row in rows if "eval_loss" in row][-1]
-    say(f"done   held-out loss {last['mlm_loss']:.3f} (words by their frequency: "
-        f"{base['loss']:.3f}),\n       accuracy {last['mlm_accuracy']:.1%} "
-        f"(always the commonest: {base['accuracy']:.1%})")
+    found = runs.read_lines(run.folder / "metrics.jsonl")
+    last = [row for row in found if "eval_loss" in row][-1]
+    base = files.read_json(run.folder / "run.json")["baseline"]
+    say(f"done   held out, {told(last)};\n       knowing nothing, {told(base)}")
     say(f"report {report.write(run.folder)}\nrun    {run.folder}   (transformers loads it, too)")
 
 

@@ -38,12 +38,14 @@ def hideable(ids, tokenizer):
             and not pieces[i + 1].startswith("##")]
 
 
-def guess(model, tokenizer, chosen, most=5):
-    """The model's guesses for each hidden word, as rows for fillings.jsonl."""
+def guess(model, tokenizer, chosen, veil, most=5):
+    """The model's guesses for each hidden word, as rows for fillings.jsonl.
+
+    veil(ids, place) hides a word as the model knows it, by [MASK] or otherwise.
+    """
     rows = []
     for ids, place, answer in chosen:
-        asked = ids.copy()
-        asked[place] = tokenizer.mask
+        asked = veil(ids, place)
         with no_grad():
             logits = model(asked[None]).logits.numpy()              # [1, T, V]
         scores = logits[0, place].astype(np.float64)                # [V]

@@ -126,8 +126,8 @@ def headline(run, metrics, folder):
         known = f" (guessing by frequency: {floor:.2f})" if floor == floor else ""
         parts.append(f"held-out {what} {loss:.2f}{known}")
     for key in accuracies(metrics)[:1]:
-        floor = number(run["baseline"].get("accuracy")) if key == "mlm_accuracy" else math.nan
-        known = f" (guessing the commonest token: {100 * floor:.1f} %)" if floor == floor else ""
+        floor = number(run["baseline"].get(key))
+        known = f" (guessing the commonest: {100 * floor:.1f} %)" if floor == floor else ""
         parts.append(f"{called(key)} {100 * last(metrics.held, key):.1f} %{known}")
     return model(run) or folder, ": " + ", ".join(parts)
 
@@ -151,7 +151,7 @@ def loss_parts(metrics):
 def unigram_loss(run, metrics):
     """What guessing by frequency gives; it means nothing beside a sum of other tasks' losses."""
     fair = "mlm_loss" in loss_parts(metrics) or not loss_parts(metrics)
-    return number(run["baseline"].get("loss")) if fair else math.nan
+    return number(run["baseline"].get("mlm_loss")) if fair else math.nan
 
 
 def accuracies(metrics):
@@ -198,7 +198,8 @@ def figures(run, metrics):
               for name in accuracies(metrics)}
     lines = [Line(called(name).removesuffix(" accuracy"), thinned(points), f"c{i}")
              for i, (name, points) in enumerate(shares.items())]
-    floor = 100 * number(run["baseline"].get("accuracy")) if "mlm_accuracy" in shares else math.nan
+    floor = 100 * number(run["baseline"].get("mlm_accuracy"))
+    floor = floor if "mlm_accuracy" in shares else math.nan
     yield plot("Held-out accuracy", lines, until, ("commonest token", floor), unit=" %", zero=True,
                dashed="always answering the commonest token.")
     # A sum of several losses is shown in its parts, and as what was minimised.

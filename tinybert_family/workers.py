@@ -43,7 +43,7 @@ class Workers:
         for i in range(w, len(batches), len(self.models)):
             with philox.at(seed, step, part=i):
                 parts = self.objective.loss(self.models[w], batches[i], counts)
-                sum(parts.values()).backward()
+                self.objective.total(parts).backward()
             losses += [(name, float(part.item())) for name, part in parts.items()]
         Arena.settle(self.tensors[w])
         return losses

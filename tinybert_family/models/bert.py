@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine import autograd, fused, ops, philox
+from ..engine import autograd, fused, ops
 from ..engine.nn import Linear, Module, Norm, dropout, dropout_key
 from ..engine.optim import OPTIMIZERS, SCHEDULES
 from ..error import Error
 from ..text import corrupt, segments
-from ..text.batches import ragged
-from .parts import heads, padded
+from ..text.wordpiece import WordPiece
+from .parts import heads, objective, padded
 from .parts.heads import Head
 from .parts.names import in_its_file, tasks_of
+from .parts.stages import lengthening
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Config:
     masked: float = 0.15            # share of the tokens to guess
     predictions: int = 20           # at most so many in a sequence
     short: float = 0.1              # share of sequences cut shorter: short inputs come too
-    copies: int = 10                # of the corpus, masked differently; masks of a copy stay
+    copies: int = 10                # of the corpus, masked once each; 0: masked anew in every pass
+    last_seq: int = 512             # the length of the last sequences, which are longer,
+    last_share: float = 0.1         # and their share of the steps
     # the optimisation
     tokens: int = 2048              # in a micro-batch
     accumulate: int = 16            # micro-batches in a step: 256 sequences of 128 tokens
@@ -64,8 +67,8 @@ class Config:
 
     LIMITS = dict(vocab=(1, 10**7), layers=(1, 1000), heads=(1, 10**4), width=(1, 10**5),
                   hidden=(1, 10**6), positions=(1, 10**7), types=(1, 1000), labels=(1, 10**6),
-                  seq=(1, 10**7), predictions=(1, 10**7), copies=(1, 10**6), tokens=(1, 10**8),
-                  accumulate=(1, 10**6), steps=(1, 10**9), warmup=(0, 10**9))
+                  seq=(1, 10**7), predictions=(1, 10**7), copies=(0, 10**6), tokens=(1, 10**8),
+                  last_seq=(1, 10**7), accumulate=(1, 10**6), steps=(1, 10**9), warmup=(0, 10**9))
 
     def __post_init__(self):
         for name, (least, most) in self.LIMITS.items():
@@ -80,7 +83,8 @@ class Config:
         if self.activation not in ACTIVATIONS:
             raise Error(f"activation: {self.activation!r}, but this model knows "
                         f"{', '.join(ACTIVATIONS)}")
-        for name in "dropout", "attention_dropout", "head_dropout", "masked", "short":
+        for name in ("dropout", "attention_dropout", "head_dropout", "masked", "short",
+                     "last_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise Error(f"{name}: {getattr(self, name)}, but it must be at least 0 and below 1")
         for name, known in dict(optimizer=OPTIMIZERS, schedule=SCHEDULES).items():
@@ -93,6 +97,23 @@ class Config:
         if self.seq > self.tokens:
             raise Error(f"tokens: {self.tokens} in a micro-batch, fewer than the {self.seq} "
                         "of one sequence (seq)")
+        if self.last_share and self.last_seq > self.positions:
+            raise Error(f"last_seq: {self.last_seq} tokens, but the model has {self.positions} "
+                        f"positions; use --last-seq {self.positions} or --last-share 0")
+
+    @staticmethod
+    def decays(name, tensor):
+        """Does weight decay pull at this parameter?"""
+        return tensor.ndim > 1
+
+    @staticmethod
+    def vocabulary(texts, size, progress=None):
+        """The tokenizer that a new model learns from its text."""
+        return WordPiece.train(texts, size, progress=progress)
+
+    def stages(self):
+        """What the run goes through: nine tenths with short sequences, the rest with long ones."""
+        return lengthening(self)
 
 
 ACTIVATIONS = dict(gelu=dict(form="erf"), gelu_new=dict(form="tanh"),
@@ -287,6 +308,10 @@ class Model(Module):
         x = ops.concat(*[self.encode(part) for part in parts])          # [T, H]
         return self.Output(self, x, inputs, choices)
 
+    def published(self):
+        """What a run's folder holds: {folder in it: model}."""
+        return {"": self}
+
     def bare(self):
         """Is there no head for pre-training?"""
         heads = [getattr(self, name) for name in self.HEADS if name != "pooler"]
@@ -328,97 +353,30 @@ HF_IGNORED = r"bert\.embeddings\.position_ids|(bert\.)?fit_dense\..*"
 
 # ---- the objective
 
-class Objective:
-    """Masked words and next sentences, with BERT's own data construction: `batch` is noise on the
-    host, `loss` and `scores` are what the device computes from it.
+class Objective(objective.Objective):
+    """Hidden words and next sentences, with BERT's own data construction.
+
+    A variant overrides `plan` (which passages), `noise` (what is hidden, and how) or TASKS.
     """
 
-    def __init__(self, c, corpus, tokenizer, seed=0):
-        self.config, self.corpus, self.tokenizer, self.seed = c, corpus, tokenizer, seed
-        if c.seq < 8:
-            raise Error(f"seq: {c.seq}, but two passages and three special tokens need at least 8; "
-                        "use --seq 8 or more")
-
     def plan(self, documents, copy):
-        """The sequences of one masked copy of these documents."""
-        c, seed = self.config, [self.seed, copy]
-        return segments.next_sentence_pairs(self.corpus, documents, c.seq, c.short, seed)
+        c, seed = self.config, (self.seed, copy)
+        return segments.next_sentence_pairs(self.corpus, documents, c.seq, c.short, seed,
+                                            self.tokenizer)
 
-    lengths = staticmethod(segments.lengths)
-
-    def batch(self, rows, copy):
-        """Some rows of a plan, masked and packed: a dict of arrays, the longest sequence first."""
+    def noise(self, s, copy):
         c, tok = self.config, self.tokenizer
-        rows = rows[np.argsort(-segments.lengths(rows), kind="stable")]
-        pairs = [segments.tokens_of(self.corpus, row, tok.cls, tok.sep) for row in rows]
-        (ids, cuts), (types, _) = (ragged(pieces) for pieces in zip(*pairs))            # [T], [S+1]
-        lengths = np.diff(cuts)                                                         # [S]
-        sequence = np.repeat(np.arange(len(rows)), lengths)
-        positions = np.arange(len(ids)) - cuts[sequence]
-        # Three draws per token, a function of (seed, copy, sequence's number, position): a copy's
-        # masks never change.
-        number = rows[sequence, segments.NUMBER]
-        counter = positions.astype(np.uint64), number.astype(np.uint64), 0, 0
-        words = philox.philox(np, counter, (self.seed, copy))
-        order, kind, other, _ = (w.astype(np.uint32) for w in words)
-        special = (ids == tok.cls) | (ids == tok.sep)
-        budget = corrupt.budget(lengths, c.masked, c.predictions)                       # [S]
-        hidden = corrupt.choose(order, ~special, sequence, budget)                      # [K]
-        noisy = corrupt.eighty_ten_ten(ids, hidden, kind, other, tok.mask, c.vocab)
-        asked = np.union1d(cuts[:-1], hidden)       # tokens whose last hidden state a head reads
-        return dict(ids=noisy, types=types, positions=positions, cuts=cuts, asked=asked,
-                    first_at=np.searchsorted(asked, cuts[:-1]),
-                    hidden_at=np.searchsorted(asked, hidden),
-                    labels=ids[hidden], is_random=rows[:, segments.RANDOM])
-
-    @staticmethod
-    def counts(batch):
-        """What the two losses are averaged over; summed over the micro-batches of a step."""
-        return np.array([len(batch["labels"]), len(batch["is_random"])])
-
-    def hidden_states(self, model, b):
-        inputs = padded.Packed(b["ids"], b["types"], b["positions"], b["cuts"])
-        x = model.encode(inputs, b["asked"])                                            # [R, H]
-        hidden = ops.take(x, index=b["hidden_at"])                                      # [K, H]
-        first = ops.take(x, index=b["first_at"])                                        # [S, H]
-        return hidden, first
-
-    def loss(self, model, b, counts):
-        """This micro-batch's share of each mean over a step: {"mlm_loss", "nsp_loss"}.
-
-        Their sum is what is minimised.
-        """
-        hidden, first = self.hidden_states(model, b)
-        words, order = b["labels"], b["is_random"]
-        weights = [np.full(len(labels), 1 / max(1, n), hidden.dtype)
-                   for labels, n in zip((words, order), counts)]
-        mlm_loss = model.mlm.loss(hidden, words, weights[0])
-        nsp_loss = fused.cross_entropy(model.nsp(first), labels=order, weights=weights[1])
-        return dict(mlm_loss=mlm_loss, nsp_loss=nsp_loss)
-
-    def scores(self, model, b):
-        """Sums over a held-out batch, by name, and what to divide them by."""
-        hidden, first = self.hidden_states(model, b)
-        words, order = model.mlm(hidden).numpy(), model.nsp(first).numpy()
-        return dict(mlm_loss=(surprise(words, b["labels"]).sum(), len(words)),
-                    mlm_accuracy=((words.argmax(1) == b["labels"]).sum(), len(words)),
-                    nsp_loss=(surprise(order, b["is_random"]).sum(), len(order)),
-                    nsp_accuracy=((order.argmax(1) == b["is_random"]).sum(), len(order)))
-
-
-def surprise(logits, labels):
-    """-log probability of the labels, in float64."""
-    z = logits.astype(np.float64)
-    z -= z.max(1, keepdims=True)
-    total = np.log(np.exp(z).sum(1))
-    return total - z[np.arange(len(z)), labels]
+        order, kind, other, _ = self.draws(s, copy)                                     # [T] each
+        budget = corrupt.budget(np.diff(s.cuts), c.masked, c.predictions)               # [S]
+        hidden = corrupt.choose(order, s.places >= 0, s.sequence, budget)               # [K]
+        return corrupt.eighty_ten_ten(s.ids, hidden, kind, other, tok.mask, c.vocab), hidden
 
 
 # ---- sizes: the published ones, and one for the first three minutes
 
 # The recipe of narrow models.
 SMALL = dict(init=0.0, near=True, dropout=0.0, attention_dropout=0.0, correct=True, beta2=0.98,
-             seq=32, predictions=5, tokens=2048, accumulate=2)
+             seq=32, predictions=5, tokens=2048, accumulate=2, last_share=0.0)
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
                  steps=2500, warmup=200, lr=5e-3, **SMALL),

@@ -354,12 +354,12 @@ class Corpus:
     """Documents as numbers on disk. Sentence s is ids[sentences[s]:sentences[s + 1]]; document d
     is the sentences documents[d] to documents[d + 1]; train and held are document numbers."""
 
-    def __init__(self, arrays, names, info):
+    def __init__(self, arrays, names, info, folder=None):
         self.ids = arrays["ids"]                    # uint16 or uint32 [N]
         self.sentences = arrays["sentences"]        # int64 [n + 1], cuts into ids
         self.documents = arrays["documents"]        # int64 [d + 1], cuts into sentences
         self.train, self.held = arrays["train"], arrays["held"]
-        self.names, self.info = names, info
+        self.names, self.info, self.folder = names, info, folder
 
     @staticmethod
     def build(documents, tokenizer, folder, name="", progress=None, processes=None):
@@ -398,7 +398,7 @@ class Corpus:
                 arrays[what] = np.memmap(folder / f"{what}.bin", kind, "r")
                 if len(arrays[what]) != length:
                     raise ValueError(f"{what}.bin holds {len(arrays[what])} numbers, not {length}")
-            corpus = Corpus(arrays, about["names"], about["info"])
+            corpus = Corpus(arrays, about["names"], about["info"], folder)
             ends = corpus.sentences[-1], corpus.documents[-1], len(corpus.names)
             fits = ends == (len(corpus.ids), len(corpus.sentences) - 1, len(corpus.documents) - 1)
             if not fits or max(corpus.train.max(), corpus.held.max()) >= len(corpus.names):

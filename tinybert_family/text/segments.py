@@ -1,33 +1,198 @@
 """From documents to training sequences.
 
-A sequence is a few cut points into the corpus's ids; no token is copied until a batch is made, so
-a plan of millions of sequences is a small array of numbers.
+A plan says for each sequence which pieces of the corpus it is made of; no token is copied until a
+batch is laid out. So what a paper does with passages (which stand together, in which order, with
+which question about them) is a function that makes a plan, and the rest is the same for all.
+
+  pairs of passages    next_sentence_pairs (BERT), order_pairs (ALBERT, MacBERT), three_way_pairs
+                       (StructBERT), electra_pairs
+  sentences in a row   full_sentences, doc_sentences (RoBERTa), single_blocks (SpanBERT, DeBERTa,
+                       DistilBERT)
+
+All take (corpus, documents, length, ...): the numbers of some documents, among which partners are
+found too, and how many tokens a sequence may have, special ones included.
 """
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
 import numpy as np
 
-# Columns of a plan: A = ids[a:a_end], B = ids[b:b_end], does B come from elsewhere, and the
-# sequence's own number.
-A, A_END, B, B_END, RANDOM, NUMBER = range(6)
+
+@dataclass(frozen=True)
+class Plan:
+    """Sequences that are not made yet."""
+    pieces: np.ndarray      # [P, 3] lo, hi, type: ids[lo:hi] of the corpus, or a special token
+    cuts: np.ndarray        # [N+1] which pieces are whose
+    labels: np.ndarray      # [N] what is asked about the sequence as a whole
+    keys: np.ndarray        # [N, 2] document, and number in it: random draws are functions of both
+    kind: str = ""          # plans of different kinds are never mixed in a batch
+
+    def __len__(self):
+        return len(self.cuts) - 1
+
+    def __getitem__(self, rows):
+        """The same for some of the sequences, by numbers, a mask or a slice."""
+        rows = np.arange(len(self))[rows]
+        counts = np.diff(self.cuts)[rows]
+        pieces = self.pieces[ranges(self.cuts[rows], counts)]
+        return replace(self, pieces=pieces, cuts=ends_of(counts), labels=self.labels[rows],
+                       keys=self.keys[rows])
+
+    def lengths(self):
+        """[N] in tokens."""
+        tokens = ends_of(self.pieces[:, 1] - self.pieces[:, 0])
+        return np.diff(tokens[self.cuts])
 
 
-def next_sentence_pairs(corpus, documents, length, short, seed):
-    """BERT's pairs of passages, as create_pretraining_data.py makes them. -> int64 [N, 6]
+class Sequences(NamedTuple):
+    """A plan laid out: all tokens in one row, the longest sequence first."""
+    ids: np.ndarray         # [T]
+    types: np.ndarray       # [T]
+    positions: np.ndarray   # [T] 0, 1, 2, ... in every sequence
+    places: np.ndarray      # [T] where in the corpus a token stands; -1 for a special one
+    sequence: np.ndarray    # [T] which one it belongs to
+    cuts: np.ndarray        # [S+1]
+    labels: np.ndarray      # [S]
+    keys: np.ndarray        # [S, 2]
+    kind: str = ""
+
+
+def ends_of(counts):
+    """[0, c0, c0 + c1, ...]"""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def ranges(starts, counts):
+    """starts[0], starts[0] + 1, ... (counts[0] of them), then those from starts[1] on, ..."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - counts), counts)
+
+
+def special(token):
+    """lo and hi of a piece that is one special token."""
+    return -1 - token, -token
+
+
+def lay_out(corpus, plan):
+    """Sequences: the tokens that a plan speaks of."""
+    plan = plan[np.argsort(-plan.lengths(), kind="stable")]
+    lo, hi, types = plan.pieces.T
+    t = ranges(lo, hi - lo)                                             # [T]
+    is_special = t < 0
+    places = np.where(is_special, -1, t)
+    ids = corpus.ids[np.maximum(places, 0)].astype(np.int64)
+    ids[is_special] = -1 - t[is_special]
+    cuts = ends_of(hi - lo)[plan.cuts]                                  # [S+1]
+    lengths = np.diff(cuts)
+    sequence = np.repeat(np.arange(len(plan)), lengths)
+    positions = np.arange(len(ids)) - cuts[sequence]
+    return Sequences(ids, np.repeat(types, hi - lo), positions, places, sequence, cuts,
+                     plan.labels, plan.keys, plan.kind)
+
+
+# ---- pairs of passages: tables [N, 7] of these columns, and the plans made of them
+
+# A = ids[a:a_end], B = ids[b:b_end], the answer to what is asked about them, and the keys.
+A, A_END, B, B_END, LABEL, DOCUMENT, NUMBER = range(7)
+
+
+def framed(table, marks, kind=""):
+    """[CLS] A [SEP] B [SEP], or [CLS] A [SEP] where B is empty.  [N, 7] -> Plan
+
+    marks: whose cls and sep are the ids of these tokens. A and what frames it is of type 0, B and
+    the last [SEP] of type 1.
+    """
+    pieces = np.zeros((len(table), 5, 3), np.int64)
+    pieces[:, 0, :2] = special(marks.cls)
+    pieces[:, 1, :2] = table[:, [A, A_END]]
+    pieces[:, 2, :2] = special(marks.sep)
+    pieces[:, 3, :2] = table[:, [B, B_END]]
+    pieces[:, 4, :2] = special(marks.sep)
+    pieces[:, 3:, 2] = 1
+    pair = table[:, B_END] > table[:, B]
+    wanted = np.ones((len(table), 5), bool)
+    wanted[~pair, 3:] = False
+    return Plan(pieces[wanted], ends_of(wanted.sum(1)), table[:, LABEL],
+                table[:, [DOCUMENT, NUMBER]], kind)
+
+
+def table_of(pairs, documents, seed):
+    """The rows of all documents. pairs(document, rng) gives those of one, without its keys."""
+    found = []
+    for document in documents:
+        rng = np.random.default_rng([*seed, int(document)])
+        rows = pairs(int(document), rng)
+        found += [(*row, document, number) for number, row in enumerate(rows)]
+    return np.array(found, np.int64).reshape(-1, 7)
+
+
+def next_sentence_pairs(corpus, documents, length, short, seed, marks):
+    """BERT's pairs of passages, as create_pretraining_data.py makes them. -> Plan
 
     Sentences are collected until they fill a sequence; a random cut divides them into A and B. Half
     of the time, and always when there is a single sentence, B is taken from another document
     instead, and the sentences that were to be B are put back to start the next sequence. So at
-    least half of the pairs are random, and no sentence is lost.
+    least half of the pairs are random (label 1), and no sentence is lost.
     """
-    plan = [np.zeros((0, 5), np.int64)]
-    for document in documents:
-        rng = np.random.default_rng([*seed, int(document)])
-        pairs = pairs_of(corpus, documents, int(document), length, short, rng)
-        plan.append(np.array(pairs, np.int64).reshape(-1, 5))
-    table = np.concatenate(plan)
-    return np.column_stack([table, np.arange(len(table))])
+    def pairs(document, rng):
+        return pairs_of(corpus, documents, document, length, short, rng)
+    return framed(table_of(pairs, documents, seed), marks)
 
 
-def pairs_of(corpus, documents, document, length, short, rng):
+def order_pairs(corpus, documents, length, short, seed, marks, stranger=False):
+    """ALBERT's and MacBERT's pairs: two passages in a row, swapped half of the time (label 1).
+
+    A sentence that fills a sequence alone is cut in two. With `stranger` its partner is a passage
+    of another document instead, with label 1, as in ALBERT's released code.
+    """
+    def relate(single, rng):
+        if single and stranger:
+            return STRANGER
+        return PREVIOUS if rng.random() < 0.5 else NEXT
+
+    def pairs(document, rng):
+        return pairs_of(corpus, documents, document, length, short, rng, relate)
+    table = table_of(pairs, documents, seed)
+    table[:, LABEL] = table[:, LABEL] != NEXT
+    return framed(table, marks)
+
+
+def three_way_pairs(corpus, documents, length, short, seed, marks):
+    """StructBERT's pairs: B is from another document (label 0), what follows A (label 1) or what
+    stands before it (label 2), each a third of the time; of another document, too, where there is
+    a single sentence.
+    """
+    alone = len(documents) < 2
+
+    def relate(single, rng):
+        if not alone and (single or rng.random() < 1 / 3):
+            return STRANGER
+        return PREVIOUS if rng.random() < 0.5 else NEXT
+
+    def pairs(document, rng):
+        return pairs_of(corpus, documents, document, length, short, rng, relate)
+    table = table_of(pairs, documents, seed)
+    # Ten tries may all have hit the document itself.
+    ends = corpus.sentences[corpus.documents]
+    of_b = np.searchsorted(ends, table[:, B], side="right") - 1
+    table = table[(table[:, LABEL] != STRANGER) | (of_b != table[:, DOCUMENT])]
+    table[:, LABEL] = np.array([1, 0, 2])[table[:, LABEL]]
+    return framed(table, marks)
+
+
+# How B was come by.
+NEXT, STRANGER, PREVIOUS = range(3)
+
+
+def next_or_stranger(single, rng):
+    """BERT's choice, for a chunk of a single sentence or of several"""
+    return STRANGER if single or rng.random() < 0.5 else NEXT
+
+
+def pairs_of(corpus, documents, document, length, short, rng, relate=next_or_stranger):
+    """[(a, a_end, b, b_end, how B was come by), ...] of one document"""
     first, last = corpus.documents[document:document + 2].tolist()
     cuts = corpus.sentences[first:last + 1].tolist()    # sentence s is ids[cuts[s]:cuts[s + 1]]
     count = len(cuts) - 1
@@ -39,21 +204,22 @@ def pairs_of(corpus, documents, document, length, short, rng):
     target = new_target()
     s, pairs = 0, []
     while s < count:
-        e = s + 1
-        while e < count and cuts[e] - cuts[s] < target:
-            e += 1
+        e = min(bisect_left(cuts, cuts[s] + target, s + 1), count)
         single = e - s == 1
         middle = e if single else int(rng.integers(s + 1, e))
+        how = relate(single, rng)
         a, a_end = cuts[s], cuts[middle]
-        is_random = single or rng.random() < 0.5
-        if is_random:
+        if how == STRANGER:
             b, b_end = elsewhere(corpus, documents, document, target - (a_end - a), rng)
             e = middle                                  # the unused sentences go back
         else:
-            b, b_end = cuts[middle], cuts[e]
-        if a_end > a and (b_end > b or not is_random):
-            pair = shorten(a, a_end, b, b_end, room, rng)
-            pairs.append((*pair, is_random))
+            b, b_end = a_end, cuts[e]
+            if single and b_end - a > 1:
+                b = a_end = int(rng.integers(a + 1, b_end))
+        if a_end > a and (b_end > b or how == NEXT):
+            a, a_end, b, b_end = shorten(a, a_end, b, b_end, room, rng)
+            turned = how == PREVIOUS                    # shortened first: both orders lose the same
+            pairs.append((b, b_end, a, a_end, how) if turned else (a, a_end, b, b_end, how))
         s = e
         target = new_target()
     return pairs
@@ -86,16 +252,137 @@ def shorten(a, a_end, b, b_end, room, rng):
     return a, a_end, b, b_end
 
 
-def lengths(plan):
-    a = plan[:, A_END] - plan[:, A]
-    b = plan[:, B_END] - plan[:, B]
-    return a + b + 3
+ENDLESS = 1 << 62
 
 
-def tokens_of(corpus, row, cls, sep):
-    """[CLS] A [SEP] B [SEP] and its segment numbers."""
-    a = corpus.ids[row[A]:row[A_END]]
-    b = corpus.ids[row[B]:row[B_END]]
-    ids = np.concatenate([[cls], a, [sep], b, [sep]])
-    types = np.repeat([0, 1], [len(a) + 2, len(b) + 1])
-    return ids, types
+def electra_pairs(corpus, documents, length, seed, marks, single=0.1, short=0.05):
+    """ELECTRA's sequences: two passages in a row, or (`single` of them) one. No question, label 0.
+
+    The first has about half of the tokens: a sentence that would make it longer belongs to either,
+    as a coin falls. What is too long is cut off. `short` of the sequences have a random length.
+    """
+    def pairs(document, rng):
+        first, last = corpus.documents[document:document + 2].tolist()
+        cuts, found = corpus.sentences[first:last + 1].tolist(), []
+        s = 0
+        while s < len(cuts) - 1:
+            target = int(rng.integers(5, length + 1)) if rng.random() < short else length
+            e = min(bisect_left(cuts, cuts[s] + target, s + 1), len(cuts) - 1)
+            half = ENDLESS if rng.random() < single else (target - 3) // 2
+            # The sentences of the first passage: at least one, then all that leave it below half.
+            middle = max(s + 1, bisect_left(cuts, cuts[s] + half, s, e + 1) - 1)
+            if middle < e and cuts[middle] - cuts[s] < half and rng.random() < 0.5:
+                middle += 1
+            a, b = cuts[s], cuts[middle]
+            a_end = min(b, a + length - 2)
+            b_end = min(cuts[e], b + max(0, length - 3 - (a_end - a)))
+            if a_end > a:
+                found.append((a, a_end, b, b_end, 0))
+            s = e
+        return found
+    return framed(table_of(pairs, documents, seed), marks)
+
+
+# ---- sentences in a row
+
+def full_sentences(corpus, documents, length, seed, marks):
+    """RoBERTa's FULL-SENTENCES: as many as fit, across documents. -> Plan
+
+    <s> sentence </s> sentence </s> </s> the next document's sentence </s>: every sentence has its
+    end, and between documents stands one more. Nothing is left to chance, so `seed` is not used.
+    """
+    lo, hi, owner = sentences_of(corpus, documents, length - 2)
+    between = 1 + np.flatnonzero(np.diff(owner))
+    lo, hi = (np.insert(x, between, lo[between]) for x in (lo, hi))     # a sentence without tokens
+    owner = np.insert(owner, between, owner[between])
+    blocks = filled(hi - lo + 1, length - 1, np.zeros(len(lo), bool))
+    return lined_up(lo, hi, owner, blocks, np.ones(len(lo), bool), marks)
+
+
+def doc_sentences(corpus, documents, length, seed, marks):
+    """RoBERTa's DOC-SENTENCES: the same within one document, so the last sequence is shorter."""
+    lo, hi, owner = sentences_of(corpus, documents, length - 2)
+    blocks = filled(hi - lo + 1, length - 1, np.diff(owner, prepend=-1) != 0)
+    return lined_up(lo, hi, owner, blocks, np.ones(len(lo), bool), marks)
+
+
+def single_blocks(corpus, documents, length, seed, marks, whole=True, least=3, unknown=1.0):
+    """[CLS] sentences of one document [SEP], as many as fit (SpanBERT). -> Plan
+
+    whole=False: tokens regardless of sentences and documents, all but the last sequence full
+    (DeBERTa). Dropped are sequences of fewer than `least` tokens, [CLS] and [SEP] included, and
+    those of which a share of `unknown` or more is [UNK] (DistilBERT: 12 and half). Nothing is left to chance; `seed` is not used.
+    """
+    room = length - 2
+    if whole:
+        lo, hi, owner = sentences_of(corpus, documents, room)
+        blocks = filled(hi - lo, room, np.diff(owner, prepend=-1) != 0)
+    else:
+        lo, hi, owner, blocks = slices_of(corpus, documents, room)
+    closes = np.diff(blocks, append=-1) != 0
+    plan = lined_up(lo, hi, owner, blocks, closes, marks)
+    keep = plan.lengths() >= least
+    if unknown < 1:
+        strange = corpus.ids[ranges(lo, hi - lo)] == marks.unk
+        strange = np.bincount(np.repeat(blocks, hi - lo), strange, len(plan))
+        keep &= strange < unknown * plan.lengths()
+    return plan[keep]
+
+
+def sentences_of(corpus, documents, longest):
+    """lo, hi, document of every sentence [N]; one of more than `longest` tokens comes in parts."""
+    documents = np.asarray(documents, np.int64)
+    first = corpus.documents[documents]
+    counts = corpus.documents[documents + 1] - first
+    s, owner = ranges(first, counts), np.repeat(documents, counts)
+    lo, hi = corpus.sentences[s], corpus.sentences[s + 1]
+    parts = -(-(hi - lo) // longest)                                    # rounded up
+    part = ranges(np.zeros_like(parts), parts)
+    lo = np.repeat(lo, parts) + part * longest
+    return lo, np.minimum(lo + longest, np.repeat(hi, parts)), np.repeat(owner, parts)
+
+
+def slices_of(corpus, documents, room):
+    """lo, hi, document, block: the documents one after another, cut after every `room` tokens."""
+    documents = np.asarray(documents, np.int64)
+    begins = corpus.sentences[corpus.documents[documents]]
+    row = ends_of(corpus.sentences[corpus.documents[documents + 1]] - begins)
+    cuts = np.union1d(row, np.arange(0, row[-1], room))
+    which = np.searchsorted(row, cuts[:-1], side="right") - 1
+    lo = begins[which] + cuts[:-1] - row[which]
+    return lo, lo + np.diff(cuts), documents[which], cuts[:-1] // room
+
+
+def filled(sizes, room, apart):
+    """The number of the block that each goes into: as long as there is room, but a new one where
+    `apart`. -> [N]"""
+    ends = np.cumsum(sizes)
+    limits = np.append(np.flatnonzero(apart), len(sizes))
+    starts, i = [], 0
+    while i < len(sizes):
+        starts.append(i)
+        fits = np.searchsorted(ends, ends[i] - sizes[i] + room, side="right")
+        i = int(min(fits, limits[np.searchsorted(limits, i, side="right")]))
+    begins = np.zeros(len(sizes), np.int64)
+    begins[starts] = 1
+    return np.cumsum(begins) - 1
+
+
+def lined_up(lo, hi, owner, blocks, closes, marks):
+    """[CLS], then the pieces lo:hi of a block, and a [SEP] behind those that `closes`. -> Plan
+
+    A block's key is the document that it begins in, and how many of its blocks came before.
+    """
+    opens = np.diff(blocks, prepend=-1) != 0
+    pieces = np.zeros((len(lo), 3, 3), np.int64)
+    pieces[:, 0, :2] = special(marks.cls)
+    pieces[:, 1, :2] = np.column_stack([lo, hi])
+    pieces[:, 2, :2] = special(marks.sep)
+    wanted = np.column_stack([opens, hi > lo, closes])
+    counts = np.bincount(blocks, wanted.sum(1)).astype(np.int64)
+    document = owner[opens]
+    first = np.flatnonzero(np.diff(document, prepend=-1))
+    number = np.arange(len(document)) - np.repeat(first, np.diff(np.append(first, len(document))))
+    plan = Plan(pieces[wanted], ends_of(counts), np.zeros(len(document), np.int64),
+                np.column_stack([document, number]))
+    return plan[np.bincount(blocks, hi - lo) > 0]

@@ -6,7 +6,7 @@ batch. A head is given the model that it stands on, to share what both need.
 """
 from functools import cached_property
 
-from ...engine import autograd, ops
+from ...engine import autograd, fused, ops
 from ...engine.nn import Linear, Module, dropout
 from ...error import Error
 
@@ -20,6 +20,10 @@ class Head(Module):
 
     def unpack(self, y, inputs):
         return inputs.unpack(y)                             # [B, S, labels]
+
+    def loss(self, x, labels, weights):
+        """sum of weights * cross-entropy.  x [K, H], labels [K], weights [K]"""
+        return fused.cross_entropy(self(x), labels=labels, weights=weights)
 
 
 class Summary(Head):

@@ -1,0 +1,90 @@
+"""What must hold for the objective of each of the sixteen: its gradient is the slope of its loss,
+its batches are functions of their seed, one batch can be learnt by heart, and a run that was
+interrupted goes on to the same bits."""
+from itertools import islice
+
+import numpy as np
+import pytest
+from objectives import first_batches, loss_of, prepared
+
+from tinybert_family import checkpoint
+from tinybert_family.engine.optim import Arena
+
+MODELS = list(checkpoint.MODELS)
+# Where a stop of the gradient is the point, the slope is tested in the variant without it.
+SMOOTH = {"deberta_v2": dict(sharing="es")}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_gradient_is_the_slope_of_the_whole_loss(name):
+    trainer = prepared(name, np.float64, dropout=0.1, attention_dropout=0.1, tokens=128,
+                       **SMOOTH.get(name, {}))
+    arena, batches = trainer.arena, first_batches(trainer, 2)
+    rng = np.random.default_rng(0)
+    Arena.forget(arena.tensors)
+    loss_of(trainer, batches).backward()
+    Arena.settle(arena.tensors)
+    start = arena.data.copy()
+    for _ in range(3):
+        way = rng.standard_normal(len(start))
+        way /= np.linalg.norm(way)
+        up, down = [one_side(trainer, batches, start, by * way) for by in (1e-5, -1e-5)]
+        slope, claimed = (up - down) / 2e-5, arena.grad @ way
+        assert abs(slope - claimed) <= 2e-5 * max(abs(slope), np.linalg.norm(arena.grad) * 1e-3)
+    arena.data[:] = start
+
+
+def one_side(trainer, batches, start, by):
+    trainer.arena.data[:] = start + by
+    return float(loss_of(trainer, batches).item())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_that_learns_has_a_gradient(name):
+    """And those that have none are named: nothing is in the arena for no reason."""
+    trainer = prepared(name, seq=32, tokens=512)
+    Arena.forget(trainer.arena.tensors)
+    loss_of(trainer, first_batches(trainer)).backward()
+    Arena.settle(trainer.arena.tensors)
+    silent = {n for n, t in zip(trainer.arena.names, trainer.arena.tensors)
+              if not np.any(t.node.grad)}
+    assert all(any(word in n for word in IDLE.get(name, ())) for n in silent), silent
+
+
+IDLE = {}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_is_a_function_of_seed_and_copy(name):
+    one, two, other = prepared(name), prepared(name), prepared(name, seed=1)
+    a, b, c = [first_batches(trainer, 3) for trainer in (one, two, other)]
+    assert all(equal(x, y) for x, y in zip(a, b))
+    assert not any(equal(x, y) for x, y in zip(a, c))
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_taken_again_from_where_a_run_stood_are_the_same(name):
+    whole, part = prepared(name), prepared(name)
+    losses = [done.loss for done in islice(whole.run(), 6)]
+    taken = [done.loss for done in islice(part.run(), 3)]
+    again = prepared(name)
+    for mine, its in zip((again.arena.data, again.optimizer.m, again.optimizer.v),
+                         (part.arena.data, part.optimizer.m, part.optimizer.v)):
+        mine[:] = its
+    again.optimizer.steps, again.step, again.position = part.optimizer.steps, part.step, \
+        part.position
+    taken += [done.loss for done in islice(again.run(), 3)]
+    assert taken == losses
+    np.testing.assert_array_equal(again.arena.data, whole.arena.data)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chance_names_the_scores_that_it_is_held_against(name):
+    trainer = prepared(name)
+    scores, chance = trainer.scores(), trainer.chance()
+    assert set(chance) <= set(scores) and chance
+    assert all(np.isfinite(x) for x in [*scores.values(), *chance.values()])
