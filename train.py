@@ -188,7 +188,7 @@ def teacher_of(args, module, config, folder, tokenizer):
     name, wanted = wanted
     own = folder / "teacher"
     begun = (own / "run.json").exists()
-    if not begun or len(runs.read_lines(own / "metrics.jsonl")) == 0 or not finished(own):
+    if not begun or not finished(own):
         say(f"teacher none was given (--teacher FOLDER), so a {name} is trained first: "
             f"{wanted.steps:,} steps, in {own}")
         changes = dict(model=name, size="teacher", out=str(own), resume=begun, teacher=None,

@@ -144,7 +144,7 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(wrong, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [dict(accumulate=0), dict(copies=0), dict(predictions=0),
+@pytest.mark.parametrize("wrong", [dict(accumulate=0), dict(copies=-1), dict(predictions=0),
                                    dict(warmup=-1)], ids=str)
 def test_counts_of_the_recipe_are_checked_too(wrong):
     with pytest.raises(tbf.Error, match=next(iter(wrong))):
@@ -551,7 +551,7 @@ def test_one_batch_of_the_toy_language_is_learnt_by_heart(language, std, dropout
                dropout=dropout, attention_dropout=dropout, init=std, correct=True)
     objective, model = Objective(c, corpus, tokenizer), Model(c, Init(0, std))
     batch = objective.batch(objective.plan(corpus.train, 0)[:10], 0)
-    assert 2 < batch["is_random"].sum() < 8
+    assert 2 < batch["nsp_labels"].sum() < 8
     arena = Arena(model.named().items())
     optimizer = AdamW(arena, (c.beta1, c.beta2), c.adam_eps, c.decay, c.correct)
     for step in range(130):

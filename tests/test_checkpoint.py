@@ -98,10 +98,11 @@ def test_the_loss_and_every_gradient_are_those_that_transformers_gave(kept, act,
     order = packed.index[packed.firsts()] // kept["labels"].shape[1]
     batch = dict(ids=packed.ids, types=packed.types, positions=packed.positions, cuts=packed.cuts,
                  asked=asked,
-                 first_at=np.searchsorted(asked, packed.firsts()),
-                 hidden_at=np.searchsorted(asked, hidden),
-                 labels=labels[hidden], is_random=kept["next_sentence_label"][order])
-    loss = sum(Objective.__new__(Objective).loss(model, batch, Objective.counts(batch)).values())
+                 nsp_at=np.searchsorted(asked, packed.firsts()),
+                 mlm_at=np.searchsorted(asked, hidden),
+                 mlm_labels=labels[hidden], nsp_labels=kept["next_sentence_label"][order])
+    objective = Objective.__new__(Objective)
+    loss = sum(objective.loss(model, batch, objective.counts(batch)).values())
     assert relative(loss.item(), kept[f"{act}/loss"]) < bar
     if act != "gelu":
         return

@@ -13,7 +13,8 @@ import tinybert_family as tbf
 from tinybert_family.models.bert import Config, Objective
 from tinybert_family.text import corrupt, segments, toy
 from tinybert_family.text.corpus import Corpus
-from tinybert_family.text.segments import A, A_END, B, B_END, NUMBER, RANDOM
+from tinybert_family.text.segments import A, A_END, B, B_END, NUMBER
+from tinybert_family.text.segments import LABEL as RANDOM
 from tinybert_family.text.wordpiece import WordPiece
 
 MARKS = SimpleNamespace(pad=0, unk=4, cls=1, sep=2, mask=3)
@@ -29,6 +30,17 @@ def a_corpus(sizes, first=10, vocab=1000, seed=0):
     ids = np.random.default_rng(seed).integers(first, vocab, cuts[-1]).astype(np.uint16)
     return SimpleNamespace(ids=ids, sentences=cuts.astype(np.int64),
                            documents=documents.astype(np.int64))
+
+
+def pairs_in(corpus, documents, length, short, seed):
+    """The table that next_sentence_pairs makes its plan of.  [N, 7]"""
+    def pairs(document, rng):
+        return segments.pairs_of(corpus, documents, document, length, short, rng)
+    return segments.table_of(pairs, documents, seed)
+
+
+def lengths_of(table):
+    return table[:, A_END] - table[:, A] + table[:, B_END] - table[:, B] + 3
 
 
 def random_sizes(documents, seed=0, longest=30):
@@ -111,10 +123,13 @@ def test_the_longer_passage_loses_a_token_at_a_time_from_either_end():
 
 def test_a_sequence_reads_cls_a_sep_b_sep():
     corpus = a_corpus([[3, 4], [2]])
-    ids, types = segments.tokens_of(corpus, np.array([0, 3, 7, 9, 1, 0]), MARKS.cls, MARKS.sep)
-    assert ids.tolist() == [1, *corpus.ids[:3], 2, *corpus.ids[7:9], 2]
-    assert types.tolist() == [0] * 5 + [1] * 3
-    assert segments.lengths(np.array([[0, 3, 7, 9, 1, 0]])).tolist() == [8]
+    plan = segments.framed(np.array([[0, 3, 7, 9, 1, 0, 4]]), MARKS)
+    s = segments.lay_out(corpus, plan)
+    assert s.ids.tolist() == [1, *corpus.ids[:3], 2, *corpus.ids[7:9], 2]
+    assert s.types.tolist() == [0] * 5 + [1] * 3
+    assert s.places.tolist() == [-1, 0, 1, 2, -1, 7, 8, -1]
+    assert plan.lengths().tolist() == [8] and s.cuts.tolist() == [0, 8]
+    assert s.labels.tolist() == [1] and s.keys.tolist() == [[0, 4]]
 
 
 # ---- pairs: what always holds
@@ -127,9 +142,10 @@ def test_every_plan_is_sound(sizes, length, short, copy):
     """Sequences fit, passages lie inside documents, B follows A just when the label says so."""
     corpus = a_corpus(sizes)
     documents = np.arange(len(sizes))
-    plan = segments.next_sentence_pairs(corpus, documents, length, short, [7, copy])
-    n = segments.lengths(plan)
-    assert np.all(n <= length) and np.all(plan[:, NUMBER] == np.arange(len(plan)))
+    plan = pairs_in(corpus, documents, length, short, [7, copy])
+    n = lengths_of(plan)
+    assert np.all(n <= length) and len(np.unique(plan[:, 5:], axis=0)) == len(plan)
+    assert np.all((plan[:, NUMBER] == 0) | (plan[:, NUMBER] == np.roll(plan[:, NUMBER], 1) + 1))
     assert np.all(plan[:, A_END] > plan[:, A])
     ends = corpus.sentences[corpus.documents]
     def owner(places):
@@ -152,7 +168,7 @@ def test_a_document_is_told_from_itself_almost_always():
     ends = corpus.sentences[corpus.documents]
     same = total = 0
     for copy in range(300):
-        plan = segments.next_sentence_pairs(corpus, np.arange(2), 64, 0.1, [0, copy])
+        plan = pairs_in(corpus, np.arange(2), 64, 0.1, [0, copy])
         plan = plan[plan[:, RANDOM] == 1]
         same += (np.searchsorted(ends, plan[:, A], side="right")
                  == np.searchsorted(ends, plan[:, B], side="right")).sum()
@@ -178,11 +194,11 @@ def test_no_sentence_is_lost_in_any_copy(seq, monkeypatch):
     corpus = a_corpus(random_sizes(80, longest=12))
     for copy in range(3):
         if seq == 128:
-            plan = segments.next_sentence_pairs(corpus, np.arange(80), seq, 0.1, [3, copy])
+            plan = pairs_in(corpus, np.arange(80), seq, 0.1, [3, copy])
             assert np.logical_or.reduceat(used_tokens(corpus, plan), corpus.sentences[:-1]).all()
         with monkeypatch.context() as patch:
             patch.setattr(segments, "shorten", lambda *cuts_room_rng: cuts_room_rng[:4])
-            plan = segments.next_sentence_pairs(corpus, np.arange(80), seq, 0.1, [3, copy])
+            plan = pairs_in(corpus, np.arange(80), seq, 0.1, [3, copy])
         assert used_tokens(corpus, plan).all()
 
 
@@ -190,9 +206,9 @@ def test_a_corpus_of_one_document_has_random_pairs_too():
     """As in the released code, whose search for another document ends after ten tries: else a
     model trained on one long book would see no second label."""
     corpus = a_corpus([[20] * 400])
-    plan = segments.next_sentence_pairs(corpus, np.arange(1), 128, 0.0, [0, 0])
+    plan = pairs_in(corpus, np.arange(1), 128, 0.0, [0, 0])
     assert plan[:, RANDOM].mean() > 0.3
-    lone = segments.next_sentence_pairs(a_corpus([[20]]), np.arange(1), 128, 0.0, [0, 0])
+    lone = pairs_in(a_corpus([[20]]), np.arange(1), 128, 0.0, [0, 0])
     assert np.all(lone[:, B_END] > lone[:, B])
 
 
@@ -204,7 +220,7 @@ def test_b_is_random_half_the_time_and_always_after_a_lone_sentence():
     short = [[20]] * 300                                    # always alone
     for documents, low, high in ((sizes, 0.5, 0.56), (short, 1.0, 1.0)):
         corpus = a_corpus(documents)
-        plan = np.concatenate([segments.next_sentence_pairs(corpus, np.arange(len(documents)), 128,
+        plan = np.concatenate([pairs_in(corpus, np.arange(len(documents)), 128,
                                                             0.0, [1, copy])
                                for copy in range(8)])
         assert low <= plan[:, RANDOM].mean() <= high
@@ -212,7 +228,7 @@ def test_b_is_random_half_the_time_and_always_after_a_lone_sentence():
     # Exactly: with two sentences in all, a sequence of both is random for half, and then the
     # second comes alone.
     corpus = a_corpus([[20, 20]] * 2000)
-    plan = segments.next_sentence_pairs(corpus, np.arange(2000), 128, 0.0, [1, 0])
+    plan = pairs_in(corpus, np.arange(2000), 128, 0.0, [1, 0])
     n = len(plan)
     lone = 1 - (plan[:, A] % 40 == 0).mean()
     assert abs(lone - 1 / 3) < 0.02 and abs(plan[:, RANDOM].mean() - 2 / 3) < 0.02
@@ -224,23 +240,23 @@ def test_the_label_is_1_for_random_and_0_for_next(language):
     corpus, tokenizer = language
     c = replace(RECIPE, vocab=tokenizer.size, masked=0.0)
     objective = Objective(c, corpus, tokenizer)
-    plan = objective.plan(corpus.train, 0)[:64]
-    batch = objective.batch(plan, 0)
-    order = np.argsort(-segments.lengths(plan), kind="stable")
-    follows = plan[order, A_END] == plan[order, B]
+    batch = objective.batch(objective.plan(corpus.train, 0)[:64], 0)
+    table = pairs_in(corpus, corpus.train, c.seq, c.short, (0, 0))[:64]
+    order = np.argsort(-lengths_of(table), kind="stable")
+    follows = table[order, A_END] == table[order, B]
     assert 5 < follows.sum() < 60
-    assert np.all(batch["is_random"][follows] == 0)
-    cut = plan[order, B] > plan[order, A_END]               # next, but shortened at the seam
-    assert np.all(batch["is_random"][~follows & ~cut] == 1)
+    assert np.all(batch["nsp_labels"][follows] == 0)
+    cut = table[order, B] > table[order, A_END]             # next, but shortened at the seam
+    assert np.all(batch["nsp_labels"][~follows & ~cut] == 1)
 
 
 def test_the_share_of_short_sequences_is_about_short():
     corpus = a_corpus([[4] * 4000] * 3)
     for share in 0.0, 0.1, 0.5:
-        plan = np.concatenate([segments.next_sentence_pairs(corpus, np.arange(3), 128, share,
+        plan = np.concatenate([pairs_in(corpus, np.arange(3), 128, share,
                                                             [2, copy])
                                for copy in range(12)])
-        n = segments.lengths(plan[plan[:, RANDOM] == 0])    # these are as long as was wanted
+        n = lengths_of(plan[plan[:, RANDOM] == 0])    # these are as long as was wanted
         # Of the short ones, lengths 2..125 are alike; sentences of four tokens hide those above
         # 120.
         found = (n < 120).mean()
@@ -252,7 +268,7 @@ def test_the_share_of_short_sequences_is_about_short():
 def test_a_plan_is_a_function_of_seed_copy_and_documents():
     corpus = a_corpus(random_sizes(30))
     def plan(documents=np.arange(30), seed=(0, 0)):
-        return segments.next_sentence_pairs(corpus, documents, 64, 0.1, list(seed))
+        return pairs_in(corpus, documents, 64, 0.1, list(seed))
     assert np.array_equal(plan(), plan())
     assert not np.array_equal(plan(), plan(seed=(0, 1)))
     assert not np.array_equal(plan(), plan(seed=(1, 0)))
@@ -323,11 +339,9 @@ def many():
         plan = objective.plan(np.arange(2500), copy)
         for lo in range(0, len(plan), 500):
             rows = plan[lo:lo + 500]
-            rows = rows[np.argsort(-segments.lengths(rows), kind="stable")]
-            original = np.concatenate([segments.tokens_of(corpus, row, 1, 2)[0]
-                                       for row in rows]).astype(np.int64)
+            original = segments.lay_out(corpus, rows).ids
             batch = objective.batch(rows, copy)
-            hidden = batch["asked"][batch["hidden_at"]]
+            hidden = batch["asked"][batch["mlm_at"]]
             pieces.append((batch, original, hidden))
     assert sum(len(hidden) for *_, hidden in pieces) > 100_000
     return pieces
@@ -336,7 +350,7 @@ def many():
 def test_labels_restore_the_original(many):
     for batch, original, hidden in many:
         restored = batch["ids"].copy()
-        restored[hidden] = batch["labels"]
+        restored[hidden] = batch["mlm_labels"]
         assert np.array_equal(restored, original)
         changed = np.flatnonzero(batch["ids"] != original)
         assert np.isin(changed, hidden).all()
@@ -362,7 +376,7 @@ def test_a_sequence_of_few_words_hides_no_more_than_it_has():
     batch = objective.batch(objective.plan(np.arange(2), 0), 0)
     assert np.diff(batch["cuts"]).tolist() == [5, 5]
     # round(0.9 * 5) = 4 were allowed, two words are there
-    assert len(batch["labels"]) == 4
+    assert len(batch["mlm_labels"]) == 4
 
 
 def test_the_share_of_hidden_tokens_is_15_percent_until_the_limit():
@@ -370,7 +384,7 @@ def test_the_share_of_hidden_tokens_is_15_percent_until_the_limit():
     for limit, low, high in (77, 0.148, 0.152), (20, 0.14, 0.152), (5, 0, 0.08):
         objective = Objective(replace(RECIPE, predictions=limit), corpus, MARKS)
         batch = objective.batch(objective.plan(np.arange(1500), 0), 0)
-        assert low < len(batch["labels"]) / len(batch["ids"]) < high
+        assert low < len(batch["mlm_labels"]) / len(batch["ids"]) < high
 
 
 def test_hidden_tokens_are_80_percent_masked_10_random_10_kept(many):
@@ -419,14 +433,14 @@ def objective(language):
 def by_sequence(batch):
     """{number of words, labels, ids of a sequence: ...}: what each sequence became, without its
     place in the batch."""
-    hidden, cuts = batch["asked"][batch["hidden_at"]], batch["cuts"]
+    hidden, cuts = batch["asked"][batch["mlm_at"]], batch["cuts"]
     found = []
     for s, (lo, hi) in enumerate(zip(cuts, cuts[1:])):
         mine = (hidden >= lo) & (hidden < hi)
         found.append((tuple(batch["ids"][lo:hi]), tuple(batch["types"][lo:hi]),
                       tuple(batch["positions"][lo:hi]),
-                      tuple(hidden[mine] - lo), tuple(batch["labels"][mine]),
-                      int(batch["is_random"][s])))
+                      tuple(hidden[mine] - lo), tuple(batch["mlm_labels"][mine]),
+                      int(batch["nsp_labels"][s])))
     return found
 
 
@@ -436,17 +450,17 @@ def test_a_batch_is_sound(objective, language):
     for rows in plan[:1], plan[:9], plan[20:60]:
         b = objective.batch(rows, 0)
         total, cuts = len(b["ids"]), b["cuts"]
-        assert cuts[0] == 0 and cuts[-1] == total == segments.lengths(rows).sum()
+        assert cuts[0] == 0 and cuts[-1] == total == rows.lengths().sum()
         # the longest first
         assert np.all(np.diff(cuts) > 0) and np.all(np.diff(cuts, 2) <= 0)
         assert np.diff(cuts).max() <= 64
         for lo, hi in zip(cuts, cuts[1:]):
             assert np.array_equal(b["positions"][lo:hi], np.arange(hi - lo))
-        assert np.array_equal(b["asked"][b["first_at"]], cuts[:-1])
-        assert np.all(np.diff(b["asked"]) > 0) and len(b["labels"]) == len(b["hidden_at"])
-        assert len(b["is_random"]) == len(rows) and set(b["types"]) == {0, 1}
+        assert np.array_equal(b["asked"][b["nsp_at"]], cuts[:-1])
+        assert np.all(np.diff(b["asked"]) > 0) and len(b["mlm_labels"]) == len(b["mlm_at"])
+        assert len(b["nsp_labels"]) == len(rows) and set(b["types"]) == {0, 1}
         assert b["ids"].max() < tokenizer.size
-        assert objective.counts(b).tolist() == [len(b["labels"]), len(rows)]
+        assert objective.counts(b).tolist() == [len(b["mlm_labels"]), len(rows)]
         assert all(x.dtype.kind == "i" for x in b.values())
 
 
@@ -471,7 +485,7 @@ def test_copies_and_seeds_differ_in_their_masks(objective, language):
     first = objective.batch(plan, 0)
     other = Objective(objective.config, corpus, tokenizer, seed=10)
     for batch in objective.batch(plan, 1), other.batch(plan, 0):
-        a, b = (set(x["asked"][x["hidden_at"]].tolist()) for x in (first, batch))
+        a, b = (set(x["asked"][x["mlm_at"]].tolist()) for x in (first, batch))
         # of the same text, by chance alone about the share hidden
         overlap = len(a & b) / len(a)
         assert 0.05 < overlap < 0.3
@@ -486,16 +500,16 @@ def test_any_seed_will_do(language, seed):
     batch, again = (o.batch(o.plan(corpus.train, 0)[:20], 0)
                     for o in (Objective(c, corpus, tokenizer, seed),) * 2)
     assert all(np.array_equal(batch[k], again[k]) for k in batch)
-    share = (batch["ids"][batch["asked"][batch["hidden_at"]]] == tokenizer.mask).mean()
+    share = (batch["ids"][batch["asked"][batch["mlm_at"]]] == tokenizer.mask).mean()
     assert 0.65 < share < 0.93
 
 
 def test_a_batch_leaves_its_rows_and_the_corpus_alone(objective, language):
     corpus, _ = language
     plan = objective.plan(corpus.train, 0)[:8]
-    rows, ids = plan.copy(), corpus.ids[:1000].copy()
+    pieces, ids = plan.pieces.copy(), corpus.ids[:1000].copy()
     objective.batch(plan, 0)
-    assert np.array_equal(plan, rows) and np.array_equal(corpus.ids[:1000], ids)
+    assert np.array_equal(plan.pieces, pieces) and np.array_equal(corpus.ids[:1000], ids)
 
 
 def test_too_short_a_sequence_is_refused_with_the_remedy(language):
@@ -504,7 +518,7 @@ def test_too_short_a_sequence_is_refused_with_the_remedy(language):
         Objective(replace(RECIPE, seq=7), corpus, tokenizer)
     objective = Objective(replace(RECIPE, seq=8, vocab=tokenizer.size), corpus, tokenizer)
     plan = objective.plan(corpus.train, 0)
-    assert segments.lengths(plan).max() == 8 and len(objective.batch(plan[:10], 0)["labels"]) == 10
+    assert plan.lengths().max() == 8 and len(objective.batch(plan[:10], 0)["mlm_labels"]) == 10
 
 
 # ---- losses
@@ -516,17 +530,17 @@ def test_the_losses_are_means_over_hidden_words_and_over_pairs(objective, langua
     corpus, _ = language
     b = objective.batch(objective.plan(corpus.train, 0)[:12], 0)
     model = Model(replace(objective.config, width=16, heads=2, hidden=16), Init(0, 0.5, np.float64))
-    hidden, first = objective.hidden_states(model, b)
+    states = {task: x for task, _, x, _ in objective.answers(model, b)}
     def cross_entropy(logits, labels):
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         return -np.log(p[np.arange(len(p)), labels]).mean()
-    words, order = model.mlm(hidden).numpy(), model.nsp(first).numpy()
+    words, order = model.mlm(states["mlm"]).numpy(), model.nsp(states["nsp"]).numpy()
     losses = objective.loss(model, b, objective.counts(b))
     scores = {name: value / count for name, (value, count) in objective.scores(model, b).items()}
-    for name, expected in (("mlm_loss", cross_entropy(words, b["labels"])),
-                           ("nsp_loss", cross_entropy(order, b["is_random"]))):
+    for name, expected in (("mlm_loss", cross_entropy(words, b["mlm_labels"])),
+                           ("nsp_loss", cross_entropy(order, b["nsp_labels"]))):
         assert abs(losses[name].item() - expected) < 1e-12 and abs(scores[name] - expected) < 1e-12
-    assert scores["mlm_accuracy"] == (words.argmax(1) == b["labels"]).mean()
-    assert scores["nsp_accuracy"] == (order.argmax(1) == b["is_random"]).mean()
+    assert scores["mlm_accuracy"] == (words.argmax(1) == b["mlm_labels"]).mean()
+    assert scores["nsp_accuracy"] == (order.argmax(1) == b["nsp_labels"]).mean()
     doubled = objective.loss(model, b, 2 * objective.counts(b))
     assert all(abs(2 * doubled[name].item() - losses[name].item()) < 1e-12 for name in losses)

@@ -119,11 +119,12 @@ def test_the_objectives_loss_is_that_of_the_pretraining_class(act, tmp_path):
     asked = np.union1d(cuts[:-1], hidden)
     batch = dict(ids=ids, types=types, positions=np.concatenate([np.arange(n) for n in lengths]),
                  cuts=cuts, asked=asked,
-                 first_at=np.searchsorted(asked, cuts[:-1]),
-                 hidden_at=np.searchsorted(asked, hidden),
-                 labels=rng.integers(0, 61, 7), is_random=np.array([0, 1, 1, 0]))
+                 nsp_at=np.searchsorted(asked, cuts[:-1]),
+                 mlm_at=np.searchsorted(asked, hidden),
+                 mlm_labels=rng.integers(0, 61, 7), nsp_labels=np.array([0, 1, 1, 0]))
     mine = ours(model, tmp_path)
-    losses = Objective.__new__(Objective).loss(mine, batch, Objective.counts(batch))
+    objective = Objective.__new__(Objective)
+    losses = objective.loss(mine, batch, objective.counts(batch))
     total = sum(losses.values())
     total.backward()
 
@@ -131,13 +132,13 @@ def test_the_objectives_loss_is_that_of_the_pretraining_class(act, tmp_path):
     padded = {name: np.zeros((4, 20), int) for name in ("input_ids", "token_type_ids")}
     padded["input_ids"][inside], padded["token_type_ids"][inside] = ids, types
     labels = np.full(cuts[-1], -100)
-    labels[hidden] = batch["labels"]
+    labels[hidden] = batch["mlm_labels"]
     padded_labels = np.full((4, 20), -100)
     padded_labels[inside] = labels
     out = model(**{k: torch.tensor(v) for k, v in padded.items()},
                 attention_mask=torch.tensor(inside.astype(int)),
                 labels=torch.tensor(padded_labels),
-                next_sentence_label=torch.tensor(batch["is_random"]))
+                next_sentence_label=torch.tensor(batch["nsp_labels"]))
     out.loss.backward()
     assert abs(total.item() - out.loss.item()) < 1e-10 * out.loss.item()
     close(gradients(mine), gradients(model))

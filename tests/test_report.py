@@ -22,7 +22,7 @@ RUN = {"version": "0.1", "model": "bert", "size": "smoke", "seed": 7, "workers":
        "data": {"name": "a corpus", "documents": 554, "sentences": 18123, "words": 271044,
                 "characters": 1650201, "tokens": 431877, "sha256": "7c1e" * 16},
        "machine": {"python": "3.12.1", "numpy": "2.1.0", "platform": "Linux"},
-       "baseline": {"loss": 6.08, "accuracy": 0.047, "token": "the"}}
+       "baseline": {"mlm_loss": 6.08, "mlm_accuracy": 0.047, "token": "the"}}
 FILES = ["run.json", "metrics.jsonl", "fillings.jsonl"]
 ANY = settings(max_examples=50, deadline=None,
                suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -138,7 +138,7 @@ def test_the_title_sums_up_the_run_beside_what_guessing_gives(tmp_path):
     page = read(make(tmp_path))
     assert title(page) == (
         "bert smoke: 3000 steps, held-out masked loss 4.82 (guessing by frequency: 6.08), "
-        "masked accuracy 19.3 % (guessing the commonest token: 4.7 %)")
+        "masked accuracy 19.3 % (guessing the commonest: 4.7 %)")
     assert title(page) in page.text.replace("smoke :", "smoke:")
 
 
@@ -347,7 +347,7 @@ def test_a_file_cut_off_anywhere_never_fails(tmp_path, name, share):
     b'{"step": {}}\n{"step": -1, "loss": 1}\n{"step": 1e999, "loss": 1}\n',
     b'{"step": 1' + b"0" * 9999 + b', "loss": 1}\n',
     b'{"step": 1, "rows": [null, {"words": 3}, {"words": [], "at": []}]}\n',
-    b'{"config": 3, "data": [], "baseline": {"loss": "x"}}'])
+    b'{"config": 3, "data": [], "baseline": {"mlm_loss": "x"}}'])
 def test_junk_in_a_file_never_fails(tmp_path, name, junk):
     make(tmp_path)
     (tmp_path / name).write_bytes(junk)

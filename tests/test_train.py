@@ -84,8 +84,8 @@ def test_it_learns_shows_what_it_learnt_and_leaves_a_folder_that_loads(text, tmp
     assert done.returncode == 0, done.stderr
     about, rows = json.loads((out / "run.json").read_text()), metrics(out)
     floor, last = about["baseline"], [row for row in rows if "eval_loss" in row][-1]
-    assert last["mlm_loss"] < floor["loss"] - 0.8
-    assert last["mlm_accuracy"] > floor["accuracy"] + 0.1
+    assert last["mlm_loss"] < floor["mlm_loss"] - 0.8
+    assert last["mlm_accuracy"] > floor["mlm_accuracy"] + 0.1
     for words in "what it fills in", str(out), "[MASK]":
         assert words in done.stdout
     assert (out / "report.html").exists()
@@ -197,7 +197,8 @@ BAD = {
     "unknown option": ("bert --learning-rat 1", ["unknown option --learning-rat"]),
     "typo in a setting": ("bert --drop-out 0.1", ["--drop-out", "did you mean --dropout?"]),
     "unknown model": ("bart", ["bart", "bert"]),
-    "a model without an objective": ("roberta", ["MODEL roberta", "pre-trains bert alone"]),
+    "a teacher for who has none": ("bert --teacher nowhere", ["--teacher", "bert", "leave it out"]),
+    "knowledge for who asks none": ("bert --phrases nowhere", ["--phrases", "bert", "leave it out"]),
     "unknown size": ("bert --size huge", ["--size huge", "base", "large"]),
     "word for a number": ("bert --steps many", ["--steps", "many"]),
     "heads that do not divide": ("bert --heads 7", ["width", "7 heads", "63"]),

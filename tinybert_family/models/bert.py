@@ -48,7 +48,7 @@ class Config:
     predictions: int = 20           # at most so many in a sequence
     short: float = 0.1              # share of sequences cut shorter: short inputs come too
     copies: int = 10                # of the corpus, masked once each; 0: masked anew in every pass
-    last_seq: int = 512             # the length of the last sequences, which are longer,
+    last_seq: int = 512             # the length of the last sequences (no more than positions),
     last_share: float = 0.1         # and their share of the steps
     # the optimisation
     tokens: int = 2048              # in a micro-batch
@@ -97,9 +97,6 @@ class Config:
         if self.seq > self.tokens:
             raise Error(f"tokens: {self.tokens} in a micro-batch, fewer than the {self.seq} "
                         "of one sequence (seq)")
-        if self.last_share and self.last_seq > self.positions:
-            raise Error(f"last_seq: {self.last_seq} tokens, but the model has {self.positions} "
-                        f"positions; use --last-seq {self.positions} or --last-share 0")
 
     @staticmethod
     def decays(name, tensor):

@@ -40,13 +40,14 @@ def shares_of(steps, shares):
 def lengthening(c):
     """Short sequences most of the time, long ones at the end: cheaper, as attention grows with the
     square of the length, and all positions are still learnt. One schedule spans both."""
-    if not c.last_share or c.last_seq <= c.seq:
+    longest = min(c.last_seq, c.positions)
+    if not c.last_share or longest <= c.seq:
         return [Stage(c, c.steps)]
     first, last = shares_of(c.steps, [1 - c.last_share, c.last_share])
     # As many tokens in a step as before, and as large a share of them hidden.
-    hidden = c.predictions * c.last_seq // c.seq
-    tokens = max(c.tokens, c.last_seq)
-    longer = replace(c, seq=c.last_seq, predictions=hidden, tokens=tokens, last_share=0.0,
+    hidden = c.predictions * longest // c.seq
+    tokens = max(c.tokens, longest)
+    longer = replace(c, seq=longest, predictions=hidden, tokens=tokens, last_share=0.0,
                      accumulate=max(1, c.accumulate * c.tokens // tokens))
     return [Stage(c, first, f"{c.seq} tokens", 0, c.steps),
-            Stage(longer, last, f"{c.last_seq} tokens", first, c.steps)]
+            Stage(longer, last, f"{longest} tokens", first, c.steps)]
