@@ -177,8 +177,10 @@ def three_way_pairs(corpus, documents, length, short, seed, marks):
     # Ten tries may all have hit the document itself.
     ends = corpus.sentences[corpus.documents]
     of_b = np.searchsorted(ends, table[:, B], side="right") - 1
-    table = table[(table[:, LABEL] != STRANGER) | (of_b != table[:, DOCUMENT])]
-    table[:, LABEL] = np.array([1, 0, 2])[table[:, LABEL]]
+    is_stranger = of_b != table[:, DOCUMENT]
+    table = table[is_stranger | (table[:, LABEL] != STRANGER)]
+    labels = np.array([1, 0, 2])                        # of NEXT, STRANGER, PREVIOUS
+    table[:, LABEL] = labels[table[:, LABEL]]
     return framed(table, marks)
 
 
@@ -217,9 +219,10 @@ def pairs_of(corpus, documents, document, length, short, rng, relate=next_or_str
             if single and b_end - a > 1:
                 b = a_end = int(rng.integers(a + 1, b_end))
         if a_end > a and (b_end > b or how == NEXT):
-            a, a_end, b, b_end = shorten(a, a_end, b, b_end, room, rng)
-            turned = how == PREVIOUS                    # shortened first: both orders lose the same
-            pairs.append((b, b_end, a, a_end, how) if turned else (a, a_end, b, b_end, how))
+            cut = shorten(a, a_end, b, b_end, room, rng)
+            if how == PREVIOUS:                         # shortened first: both orders lose the same
+                cut = cut[2:] + cut[:2]
+            pairs.append((*cut, how))
         s = e
         target = new_target()
     return pairs
@@ -263,21 +266,27 @@ def electra_pairs(corpus, documents, length, seed, marks, single=0.1, short=0.05
     """
     def pairs(document, rng):
         first, last = corpus.documents[document:document + 2].tolist()
-        cuts, found = corpus.sentences[first:last + 1].tolist(), []
-        s = 0
-        while s < len(cuts) - 1:
-            target = int(rng.integers(5, length + 1)) if rng.random() < short else length
-            e = min(bisect_left(cuts, cuts[s] + target, s + 1), len(cuts) - 1)
-            half = ENDLESS if rng.random() < single else (target - 3) // 2
+        cuts = corpus.sentences[first:last + 1].tolist()
+        count, s, found = last - first, 0, []
+        while s < count:
+            target = length
+            if rng.random() < short:
+                target = int(rng.integers(5, length + 1))
+            a = cuts[s]
+            e = min(bisect_left(cuts, a + target, s + 1), count)
+            half = (target - 3) // 2
+            if rng.random() < single:
+                half = ENDLESS
             # The sentences of the first passage: at least one, then all that leave it below half.
-            middle = max(s + 1, bisect_left(cuts, cuts[s] + half, s, e + 1) - 1)
-            if middle < e and cuts[middle] - cuts[s] < half and rng.random() < 0.5:
+            middle = bisect_left(cuts, a + half, s, e + 1) - 1
+            middle = max(s + 1, middle)
+            if middle < e and cuts[middle] - a < half and rng.random() < 0.5:
                 middle += 1
-            a, b = cuts[s], cuts[middle]
+            b = cuts[middle]
             a_end = min(b, a + length - 2)
-            b_end = min(cuts[e], b + max(0, length - 3 - (a_end - a)))
+            room = max(0, length - 3 - (a_end - a))
             if a_end > a:
-                found.append((a, a_end, b, b_end, 0))
+                found.append((a, a_end, b, min(cuts[e], b + room), 0))
             s = e
         return found
     return framed(table_of(pairs, documents, seed), marks)
@@ -293,17 +302,21 @@ def full_sentences(corpus, documents, length, seed, marks):
     """
     lo, hi, owner = sentences_of(corpus, documents, length - 2)
     between = 1 + np.flatnonzero(np.diff(owner))
-    lo, hi = (np.insert(x, between, lo[between]) for x in (lo, hi))     # a sentence without tokens
+    hi = np.insert(hi, between, lo[between])                            # a sentence without tokens
+    lo = np.insert(lo, between, lo[between])
     owner = np.insert(owner, between, owner[between])
-    blocks = filled(hi - lo + 1, length - 1, np.zeros(len(lo), bool))
-    return lined_up(lo, hi, owner, blocks, np.ones(len(lo), bool), marks)
+    all_of_them = np.ones(len(lo), bool)
+    blocks = filled(hi - lo + 1, length - 1, ~all_of_them)
+    return lined_up(lo, hi, owner, blocks, all_of_them, marks)
 
 
 def doc_sentences(corpus, documents, length, seed, marks):
     """RoBERTa's DOC-SENTENCES: the same within one document, so the last sequence is shorter."""
     lo, hi, owner = sentences_of(corpus, documents, length - 2)
-    blocks = filled(hi - lo + 1, length - 1, np.diff(owner, prepend=-1) != 0)
-    return lined_up(lo, hi, owner, blocks, np.ones(len(lo), bool), marks)
+    others = np.diff(owner, prepend=-1) != 0
+    blocks = filled(hi - lo + 1, length - 1, others)
+    all_of_them = np.ones(len(lo), bool)
+    return lined_up(lo, hi, owner, blocks, all_of_them, marks)
 
 
 def single_blocks(corpus, documents, length, seed, marks, whole=True, least=3, unknown=1.0):
@@ -311,21 +324,25 @@ def single_blocks(corpus, documents, length, seed, marks, whole=True, least=3, u
 
     whole=False: tokens regardless of sentences and documents, all but the last sequence full
     (DeBERTa). Dropped are sequences of fewer than `least` tokens, [CLS] and [SEP] included, and
-    those of which a share of `unknown` or more is [UNK] (DistilBERT: 12 and half). Nothing is left to chance; `seed` is not used.
+    those of which a share of `unknown` or more is [UNK] (DistilBERT: 12 and half). Nothing is left
+    to chance, so `seed` is not used.
     """
     room = length - 2
     if whole:
         lo, hi, owner = sentences_of(corpus, documents, room)
-        blocks = filled(hi - lo, room, np.diff(owner, prepend=-1) != 0)
+        others = np.diff(owner, prepend=-1) != 0
+        blocks = filled(hi - lo, room, others)
     else:
         lo, hi, owner, blocks = slices_of(corpus, documents, room)
     closes = np.diff(blocks, append=-1) != 0
     plan = lined_up(lo, hi, owner, blocks, closes, marks)
-    keep = plan.lengths() >= least
+    lengths = plan.lengths()
+    keep = lengths >= least
     if unknown < 1:
-        strange = corpus.ids[ranges(lo, hi - lo)] == marks.unk
-        strange = np.bincount(np.repeat(blocks, hi - lo), strange, len(plan))
-        keep &= strange < unknown * plan.lengths()
+        tokens = corpus.ids[ranges(lo, hi - lo)]
+        block = np.repeat(blocks, hi - lo)
+        strange = np.bincount(block, tokens == marks.unk, len(plan))
+        keep &= strange < unknown * lengths
     return plan[keep]
 
 
@@ -338,19 +355,21 @@ def sentences_of(corpus, documents, longest):
     lo, hi = corpus.sentences[s], corpus.sentences[s + 1]
     parts = -(-(hi - lo) // longest)                                    # rounded up
     part = ranges(np.zeros_like(parts), parts)
-    lo = np.repeat(lo, parts) + part * longest
-    return lo, np.minimum(lo + longest, np.repeat(hi, parts)), np.repeat(owner, parts)
+    lo, hi, owner = (np.repeat(x, parts) for x in (lo, hi, owner))
+    lo = lo + part * longest
+    return lo, np.minimum(lo + longest, hi), owner
 
 
 def slices_of(corpus, documents, room):
     """lo, hi, document, block: the documents one after another, cut after every `room` tokens."""
     documents = np.asarray(documents, np.int64)
-    begins = corpus.sentences[corpus.documents[documents]]
-    row = ends_of(corpus.sentences[corpus.documents[documents + 1]] - begins)
+    begins, ends = (corpus.sentences[corpus.documents[d]] for d in (documents, documents + 1))
+    row = ends_of(ends - begins)                        # where they begin, one after another
     cuts = np.union1d(row, np.arange(0, row[-1], room))
-    which = np.searchsorted(row, cuts[:-1], side="right") - 1
-    lo = begins[which] + cuts[:-1] - row[which]
-    return lo, lo + np.diff(cuts), documents[which], cuts[:-1] // room
+    sizes, cuts = np.diff(cuts), cuts[:-1]
+    which = np.searchsorted(row, cuts, side="right") - 1
+    lo = begins[which] + cuts - row[which]
+    return lo, lo + sizes, documents[which], cuts // room
 
 
 def filled(sizes, room, apart):
@@ -361,8 +380,10 @@ def filled(sizes, room, apart):
     starts, i = [], 0
     while i < len(sizes):
         starts.append(i)
-        fits = np.searchsorted(ends, ends[i] - sizes[i] + room, side="right")
-        i = int(min(fits, limits[np.searchsorted(limits, i, side="right")]))
+        most = ends[i] - sizes[i] + room
+        fits = np.searchsorted(ends, most, side="right")
+        limit = limits[np.searchsorted(limits, i, side="right")]
+        i = int(min(fits, limit))
     begins = np.zeros(len(sizes), np.int64)
     begins[starts] = 1
     return np.cumsum(begins) - 1
@@ -376,13 +397,16 @@ def lined_up(lo, hi, owner, blocks, closes, marks):
     opens = np.diff(blocks, prepend=-1) != 0
     pieces = np.zeros((len(lo), 3, 3), np.int64)
     pieces[:, 0, :2] = special(marks.cls)
-    pieces[:, 1, :2] = np.column_stack([lo, hi])
+    pieces[:, 1, 0] = lo
+    pieces[:, 1, 1] = hi
     pieces[:, 2, :2] = special(marks.sep)
     wanted = np.column_stack([opens, hi > lo, closes])
     counts = np.bincount(blocks, wanted.sum(1)).astype(np.int64)
     document = owner[opens]
-    first = np.flatnonzero(np.diff(document, prepend=-1))
-    number = np.arange(len(document)) - np.repeat(first, np.diff(np.append(first, len(document))))
-    plan = Plan(pieces[wanted], ends_of(counts), np.zeros(len(document), np.int64),
+    number = np.arange(len(document))
+    others = np.diff(document, prepend=-1) != 0
+    number -= np.maximum.accumulate(np.where(others, number, 0))
+    plan = Plan(pieces[wanted], ends_of(counts), np.zeros_like(document),
                 np.column_stack([document, number]))
-    return plan[np.bincount(blocks, hi - lo) > 0]
+    with_text = np.bincount(blocks, hi - lo) > 0
+    return plan[with_text]
