@@ -5,19 +5,34 @@ know the world, and not only how a word goes on.
 Unlike BERT: the MLPs and the masked-word head have ReLU; the norms' eps is 1e-5; there are 513
 positions and 18,000 Chinese words; label 1 of the sentence task means that the second passage does
 follow, where BERT's means that it does not; and further training on dialogues asks whether the
-three turns of one are real. What is hidden is the objective's business, not the network's.
+three turns of one are real.
+
+    He      went   to    New     York     City   .
+    M       went   to    New     York     City   .      words: every one a unit
+    He      went   to    M       M        City   .      phrases: words that often go together
+    He      went   to    M       M        M      .      names, too
+
+Every unit is hidden by a draw of its own, with all its tokens; each of these then becomes [MASK],
+another word or stays by a draw of its own. Training has three stages, one for each kind of unit. In
+a later one sequences of the earlier kinds are among the others, so that nothing is unlearnt.
 
 Published files of every ERNIE by Baidu say model_type "ernie". Those of later ones may bring a
 table of tasks, added to the embeddings as the table of types is: `use_tasks`.
 """
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from ..engine import fused
 from ..engine.nn import dropout
 from ..error import Error
+from ..text import corrupt, passages, segments, words
 from . import bert
 from .parts import heads, padded
 from .parts.names import renamed, tasks_of
+from .parts.stages import Stage, shares_of
 
 
 @dataclass(frozen=True)
@@ -29,13 +44,43 @@ class Config(bert.Config):
     activation: str = "relu"
     use_tasks: bool = False         # add an embedding of the task, as ERNIE 2.0 and 3.0 do?
     task_types: int = 3             # rows of its table
+    level: int = 2                  # of what is hidden: 0 words, 1 phrases, too, 2 names, too
+    words_share: float = 1.0        # the three stages' shares of the steps, in proportion; the
+    phrases_share: float = 1.0      # authors do not tell them
+    names_share: float = 1.0
+    talk: bool = False              # look for dialogues in the text, where no file of them is given
     seq: int = 512
     predictions: int = 512          # as many as there are: each unit is hidden by a draw of its own
+    copies: int = 0                 # hidden anew in every pass
+    last_share: float = 0.0
     tokens: int = 8192
     accumulate: int = 1             # a batch is 8,192 tokens, however many sequences that is
     warmup: int = 5000
 
-    LIMITS = dict(bert.Config.LIMITS, task_types=(1, 1000))
+    LIMITS = dict(bert.Config.LIMITS, task_types=(1, 1000), level=(0, 2),
+                  words_share=(0, 10**6), phrases_share=(0, 10**6), names_share=(0, 10**6))
+
+    def shares(self):
+        return (self.words_share, self.phrases_share, self.names_share)[:self.level + 1]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not any(self.shares()):
+            raise Error("words_share: no stage is left, for all shares up to this level are 0; "
+                        "give one of them, as in --words-share 1")
+
+    def stages(self):
+        """Words, then phrases, then names, under one schedule of the learning rate."""
+        found, before = [], 0
+        for level, steps in enumerate(shares_of(self.steps, self.shares())):
+            stage = replace(self, level=level)
+            found.append(Stage(stage, steps, UNITS[level], before, self.steps))
+            before += steps
+        return found
+
+
+# By their level, as text/knowledge.py calls them, and where they are known from.
+UNITS, KNOWN = ("word", "phrase", "entity"), ("words", "phrases", "entities")
 
 
 class Embeddings(bert.Embeddings):
@@ -87,6 +132,96 @@ class Model(bert.Model):
                            more=dict(task_type_ids=tasks))
 
 
+class Learner(Model):
+    """What is trained can judge dialogues, too."""
+    PRETRAINING = *Model.PRETRAINING, "dialogue"
+
+
+# ---- the objective
+
+class Talk(NamedTuple):
+    """Dialogues, laid out like a corpus."""
+    ids: np.ndarray                 # [n]
+    turns: np.ndarray               # cuts into ids
+    dialogues: np.ndarray           # cuts into turns
+
+
+class Objective(bert.Objective):
+    """Hidden units and next sentences; where there are dialogues, in every other batch hidden words
+    of three turns, and whether these are real."""
+    TASKS = dict(mlm="mlm", nsp="nsp", dialogue="dialogue")
+
+    @classmethod
+    def needs(cls, c, given):
+        talk = {"dialogues"} if c.talk or "dialogues" in given else set()
+        return {"phrases", "entities"} & {*KNOWN[:c.level + 1]} | talk
+
+    def __init__(self, c, *given, **more):
+        super().__init__(c, *given, **more)
+        self.begins = words.begins_word(self.tokenizer)                 # [V]
+        talk = getattr(self.knowledge, "dialogues", None)
+        # Of one dialogue alone no turn is strange.
+        self.talk = Talk(*talk) if talk is not None and len(talk[2]) > 2 else None
+        if c.level and "mlm" in self.TASKS and not self.ever(self.differs):
+            known = KNOWN[c.level]
+            raise Error(f"no {known} of two words are known in this text, so a stage for them "
+                        f"would hide words alone; give a list with --{known} FILE, or leave the "
+                        f"stage out: --level {c.level - 1}")
+
+    def ever(self, told):
+        """Is it True anywhere in the corpus? told: places [T] -> bool [T]"""
+        total = len(self.corpus.ids)
+        parts = (np.arange(lo, min(lo + 2**20, total)) for lo in range(0, total, 2**20))
+        return any(told(part).any() for part in parts)
+
+    def differs(self, places):
+        """Do units of the stage's level begin elsewhere than words?"""
+        words = self.begins[self.corpus.ids[places]]
+        return self.knowledge.starts(places, UNITS[self.config.level]) < words
+
+    def plan(self, documents, copy):
+        plan = super().plan(documents, copy)
+        return replace(plan, labels=1 - plan.labels)                    # 1: it is the next
+
+    def plans(self, documents, copy):
+        """Pairs, and as many tokens of dialogues. A dialogue goes with one of the documents, so
+        that some are held out."""
+        c, pairs = self.config, self.plan(documents, copy)
+        if self.talk is None:
+            return [pairs]
+        count, several = len(self.talk.dialogues) - 1, len(self.corpus.documents) - 1
+        mine = np.flatnonzero(np.isin(np.arange(count) * several // count, documents))
+        seed = self.seed, copy
+        rounds = (passages.triples(self.talk, mine, c.seq, (*seed, n), self.tokenizer, "dialogue")
+                  for n in itertools.count())
+        found = passages.filled(rounds, pairs.lengths().sum(), np.random.default_rng(seed))
+        return [plan for plan in (pairs, found) if plan]
+
+    def batch(self, plan, copy):
+        if plan.kind != "dialogue":
+            return super().batch(plan, copy)
+        s = segments.lay_out(self.talk, plan)
+        noisy, hidden = self.noise(s, copy)
+        return self.arrays(s, noisy, mlm=(hidden, s.ids[hidden]), dialogue=(s.cuts[:-1], s.labels))
+
+    def units(self, s, level):
+        """Which unit every token belongs to. level [T]: of its sequence."""
+        begins = self.begins[s.ids]
+        if self.config.level and s.kind != "dialogue":
+            longer = [self.knowledge.starts(s.places, unit) for unit in UNITS[1:]]
+            begins = np.choose(level, [begins, *longer])
+        return corrupt.units(begins, s.places < 0, s.sequence)
+
+    def noise(self, s, copy):
+        c, (which, kind, other, more) = self.config, self.draws(s, copy)
+        # A sequence's level is any up to the stage's.
+        level = corrupt.below(more[s.cuts[:-1]], c.level + 1)           # [S]
+        unit = self.units(s, level[s.sequence])
+        hidden = corrupt.bernoulli(which, unit, c.masked)
+        strange = corrupt.uniform(other, 1, c.vocab)                    # any word but the first
+        return corrupt.replace(s.ids, hidden, kind, strange, self.tokenizer.mask), hidden
+
+
 # ---- the published file's config.json
 
 HF_TYPES = "ernie",
@@ -108,5 +243,7 @@ HF_PREFIXES = "bert.",              # of early conversions, whose config.json sa
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
                  steps=2500, warmup=200, lr=5e-3, **bert.SMALL),
+    tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=4000, warmup=400, lr=3e-3,
+                **dict(bert.SMALL, seq=64)),
     base=Config(),
 )
