@@ -445,7 +445,9 @@ def told(scores):
     for task in tasks:
         if task != "eval":
             right = scores.get(f"{task}_accuracy")
+            fair = scores.get(f"{task}_balanced_accuracy")      # the mean over its classes
             share = "" if right is None else f" ({right:.1%} right)"
+            share = share if fair is None else f" ({fair:.1%} right, each class counting alike)"
             parts.append(f"{report.TASKS.get(task, task)} {scores[f'{task}_loss']:.3f}{share}")
     return ", ".join(parts)
 

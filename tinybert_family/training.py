@@ -130,9 +130,7 @@ class Trainer:
 
     def enter(self, stage):
         """A stage begins: what is to be learnt, from which data, is its Config's."""
-        self.stage = stage
-        for model in [self.learner, *self.learner.published().values()]:
-            model.config = stage.config
+        self.stage, self.learner.config = stage, stage.config
         self.objective = self.module.Objective(stage.config, *self.given, **self.more)
         if not self.step:
             self.objective.begin(self.learner)
@@ -175,10 +173,15 @@ class Trainer:
         finally:
             stream.close()
 
+    def clip(self, limit):
+        """Shorten the gradient; how long it was. Two networks may want to be measured apart."""
+        own = getattr(self.learner, "clip", None)
+        return own(self.arena, limit) if own else clip(self.arena.grad, limit)
+
     def one(self, stage, t, found):
         batches, positions = zip(*found)
         losses = self.workers.gradients(batches, self.seed, self.step)
-        length, total = clip(self.arena.grad, stage.config.clip), self.objective.total(losses)
+        length, total = self.clip(stage.config.clip), self.objective.total(losses)
         if not math.isfinite(total + length):
             raise Error(f"step {self.step + 1}: the loss is {total} and the gradient's length "
                         f"{length}; a smaller --lr or a longer --warmup helps")

@@ -6,16 +6,27 @@ distances have a row of the table each, far ones share one by their logarithm; k
 distances are made by the layer's own matrices for words; the table is normalised. In the large
 models of v2 a convolution beside the first layer reads each token's neighbours. And v3's head says
 of every token whether a generator put it there.
+
+Two networks that share a table of words pull it apart: the generator wants like words to be alike,
+the discriminator to tell them from each other. So here (gradient-disentangled sharing, GDES)
+
+    E_D = sg(E_G) + E_delta
+
+the discriminator reads the generator's table, sg: without moving it, and adds what it learns.
 """
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..engine import fused, ops
-from ..engine.nn import Module, Norm, dropout
+from ..engine.autograd import Tensor
+from ..engine.nn import Norm, dropout
 from ..error import Error
+from ..text.unigram import Unigram
 from . import bert, deberta
 from .parts import disentangled, replaced
+from .parts.convolution import CURVES, Convolution
 from .parts.names import tasks_of
 
 
@@ -29,12 +40,19 @@ class Config(deberta.Config):
     share: bool = True              # keys and queries of distances by the matrices for words
     conv: int = 0                   # neighbours that the convolution reads, an odd number; 0: none
     conv_activation: str = "gelu"
+    replaced: bool = True           # v3: detect replaced tokens; v2 guesses hidden ones, as v1
+    sharing: str = "gdes"           # of the word table by v3's two networks, see SHARING
+    rtd_weight: float = 50.0        # of the discriminator's loss
+    decoupled: bool = False         # clip each network's gradient for itself, as released
+    generator_depth: float = 0.5    # the generator is as wide, and half as deep
+    gram: int = 1                   # words in a row that are hidden together, at most
     accumulate: int = 512           # 8192 sequences of 512 tokens in a step
     steps: int = 500_000
     lr: float = 5e-4
     beta2: float = 0.98
 
-    LIMITS = dict(deberta.Config.LIMITS, buckets=(-1, 10**6), conv=(0, 999))
+    LIMITS = dict(deberta.Config.LIMITS, buckets=(-1, 10**6), conv=(0, 999),
+                  rtd_weight=(0, 10**6), generator_depth=(0.001, 10))
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,43 +64,35 @@ class Config(deberta.Config):
                         f"{', '.join(CURVES)}")
         if self.norm_relative and not self.relative:
             raise Error("norm_relative: there are no distances where relative is false")
+        if self.sharing not in SHARING:
+            raise Error(f"sharing: {self.sharing!r}, but these are known: {', '.join(SHARING)}")
+
+    @staticmethod
+    def vocabulary(texts, size, progress=None):
+        """Pieces of whole sentences, with BERT's names of special tokens; small and capital letters
+        differ."""
+        return Unigram.train(texts, size, lower=False, special=SPECIAL, progress=progress)
 
     # The distance that the last bucket is made for, and the rows of the table to either side.
     furthest = deberta.Config.span
     span = property(lambda self: self.buckets if self.buckets > 0 else self.furthest)
 
 
-CURVES = dict(gelu=fused.gelu, tanh=ops.tanh)
+SPECIAL = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+# Gradient-disentangled; one table that both networks pull at; or a table each, nothing shared.
+SHARING = "gdes", "es", "nes"
 
 
-class Convolution(Module):
-    """LayerNorm(y + f(W [x_t-1, x_t, x_t+1] + bias)), where y is what the first layer makes of x"""
+class Embeddings(deberta.Embeddings):
+    """Under GDES the discriminator's own table holds E_delta; E_G is the generator's."""
+    given = None                    # (E_G,): a tuple, as it is no parameter of this network
 
-    def __init__(self, c, init):
-        self.config = c
-        self.weight = init.normal((c.width, c.width * c.conv))
-        self.weight.data = self.weight.data.reshape(c.width, c.width, c.conv)   # as published
-        self.bias = init.constant((c.width,), 0)
-        self.norm = Norm(init, c.width, c.eps)
-
-    def forward(self, x, y, b, rows=None):
-        c = self.config
-        side = range(-(c.conv // 2), c.conv // 2 + 1)
-        x = ops.concat(*[neighbours(x, b.cuts, by) for by in side], axis=1)     # [T, kH]
-        weight = ops.transpose(self.weight, axes=(0, 2, 1))                     # [H, k, H]
-        z = fused.linear(x, weight.reshape(c.width, -1), self.bias)             # [T, H]
-        z = CURVES[c.conv_activation](dropout(z, c.dropout))
-        return self.norm(z if rows is None else ops.take(z, index=rows), residual=y)
-
-
-def neighbours(x, cuts, by):
-    """In row t the row t + by of the same sequence; zeros beyond its ends."""
-    if not by:
-        return x
-    lengths, t = np.diff(cuts), np.arange(len(x))
-    lo, hi = np.repeat(cuts[:-1], lengths), np.repeat(cuts[1:], lengths)
-    t = t[(lo <= t + by) & (t + by < hi)]
-    return ops.put(ops.take(x, index=t + by), index=t, rows=len(x))
+    def forward(self, b):
+        if self.given is None:
+            return super().forward(b)
+        theirs, = self.given
+        x = fused.embed(self.word, ids=[b.ids]) + ops.take(theirs.detach(), index=b.ids)
+        return dropout(self.norm(x), self.config.dropout)               # [T, H]
 
 
 class Layer(deberta.Layer):
@@ -110,7 +120,7 @@ class Replaced(replaced.Replaced):
 
 
 class Model(deberta.Model):
-    Layer, Relative = Layer, disentangled.Buckets
+    Embeddings, Layer, Relative = Embeddings, Layer, disentangled.Buckets
     HEADS = dict(deberta.Model.HEADS, rtd=Replaced)
     PRETRAINING = "rtd",
     NAMES = {
@@ -133,6 +143,68 @@ class Model(deberta.Model):
         if c.conv:
             layers[0].conv = Convolution(c, init)
         return layers
+
+
+# ---- two networks in one training
+
+def generator_of(c):
+    """The Config of the generator that a discriminator is trained beside. (Its mask decoder needs
+    two layers.)"""
+    return replace(c, layers=max(2, round(c.layers * c.generator_depth)))
+
+
+class Pair(replaced.Pair):
+    """The generator guesses hidden words through the mask decoder, which the discriminator has no
+    use for. But for the words, they share nothing."""
+
+    def __init__(self, c, init):
+        discriminator = Model(c, init, ("rtd",))
+        generator = Model(generator_of(c), init, ("mlm", "emd"))
+        super().__init__(c, discriminator, generator)
+        own, theirs = discriminator.embeddings, generator.embeddings.word
+        if c.sharing == "es":
+            own.word = theirs
+        if c.sharing == "gdes":
+            if own.position or own.type:
+                raise Error("sharing: gdes is for words alone; use --sharing es, or --types 0 and "
+                            "--position-biased false")
+            own.word = init.constant(theirs.shape, 0)
+            own.given = theirs,
+
+    def published(self):
+        """A discriminator that stands alone has E_G + E_delta in one table."""
+        both = super().published()
+        alone = both[""]
+        if alone.embeddings.given:
+            theirs, = alone.embeddings.given
+            alone.embeddings = copy.copy(alone.embeddings)
+            alone.embeddings.given = None
+            alone.embeddings.word = Tensor(theirs.data + alone.embeddings.word.data)
+        return both
+
+
+def Learner(c, init):
+    return Pair(c, init) if c.replaced else Model(c, init, ("mlm", "emd"))
+
+
+class Objective(replaced.Detection, deberta.Objective):
+    """v3's. Sequences, and which of their tokens are to be guessed, as in deberta.py; all of these
+    are hidden."""
+
+    def __new__(cls, c, *given, **named):
+        """Of v2 deberta.py's."""
+        if c.replaced:
+            return super().__new__(cls)
+        return deberta.Objective(c, *given, **named)
+
+    def noise(self, s, copy):
+        hidden = self.chosen(s, copy)
+        noisy = s.ids.copy()
+        noisy[hidden] = self.tokenizer.mask
+        return noisy, hidden
+
+    def states(self, generator, b):
+        return generator.decode(self.inputs(b), b["asked"])
 
 
 # ---- the published file's config.json
@@ -164,12 +236,14 @@ def to_published(config, values):
 
 # ---- sizes: those without a remark are of v3
 
-SMALL = dict(bert.SMALL, near=False)
-V2 = dict(width=1536, heads=24, hidden=6144, conv=3, accumulate=128, steps=1_000_000, lr=1.5e-4,
-          beta2=0.999)
+SMALL = dict(bert.SMALL, near=False, tokens=1024, lr=5e-4)
+V2 = dict(width=1536, heads=24, hidden=6144, conv=3, replaced=False, gram=3, accumulate=128,
+          steps=1_000_000, lr=1.5e-4, beta2=0.999)
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128, buckets=32,
-                 steps=2500, warmup=200, lr=5e-3, **SMALL),
+                 steps=600, warmup=40, **SMALL),
+    tiny=Config(vocab=8192, layers=4, heads=2, width=128, hidden=512, buckets=32, steps=4000,
+                warmup=200, **SMALL),
     xsmall=Config(layers=12, heads=6, width=384, hidden=1536),
     small=Config(layers=6),
     base=Config(),

@@ -6,14 +6,19 @@ with the token's place, so scores depend on distances (RoPE). Every third layer 
 others a token sees 64 neighbours to each side, and work grows with the length, not its square.
 Norms stand before attention and MLP, so a path of plain sums leads from the words to the last norm.
 An MLP's activation is a gate (GeGLU). There are no segments, no biases but those of the decoder and
-classifiers, and no shifts in norms.
+classifiers, and no shifts in norms. There is no next-sentence task, and twice as much is hidden.
+parts/growing.py has how it was trained: batches that grow, and long texts at the end.
 """
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..engine import fused, ops
 from ..engine.nn import Linear, Module, Norm, dropout
+from ..text import corrupt, segments
+from ..text.bytebpe import ByteBPE
 from . import bert
-from .parts import heads, padded
+from .parts import growing, heads, padded
 from .parts.layer_kinds import check, from_published, to_published  # noqa: F401
 from .parts.names import tasks_of
 from .parts.rotary import Layer, turns
@@ -38,15 +43,26 @@ class Config(bert.Config):
     global_theta: float = 160_000.0     # base of the angles in global layers: larger turns slower
     local_theta: float = 10_000.0   # in local ones
     pooling: str = "cls"            # a sequence's classifier reads its first token; mean: all
+    # the data
     seq: int = 1024
     masked: float = 0.3
-    predictions: int = 308
-    short: float = 0.0
-    tokens: int = 8192
-    accumulate: int = 576           # 4,608 sequences of 1,024 tokens
-    steps: int = 364_000            # 1.7 trillion tokens
-    warmup: int = 640               # 3 billion tokens
-    lr: float = 8e-4
+    held_masked: float = 0.15       # of held-out text, so that models can be compared
+    copies: int = 0                 # masked anew in every pass
+    tokens: int = 8192              # in a micro-batch, filled with sequences to the brim
+    # the optimisation; shares are of the steps, behind them the paper's tokens
+    first_accumulate: int = 96      # 768 sequences in the first steps,
+    growth: float = 0.04177         # more and more for so long: 50 billion tokens,
+    accumulate: int = 576           # and 4,608 of them, or as many tokens, from then on
+    steps: int = 435_480            # 2 trillion
+    warmup: int = 2_764             # 3 billion, in batches that are still small
+    lr: float = 8e-4                # for 1.7 trillion
+    again_lr: float = 5e-5          # the rate of a second part of that time,
+    again_share: float = 0.0        # if there is one
+    last_seq: int = 8192            # long texts at the end,
+    last_share: float = 0.146       # 300 billion,
+    last_lr: float = 3e-4           # at a lower rate,
+    ending: float = 0.02433         # which in the last 50 billion falls to 0 as 1 - sqrt does
+    first_theta: float = 10_000.0   # global_theta while texts are short
     schedule: str = "trapezoidal"
     optimizer: str = "stableadamw"
     beta2: float = 0.98
@@ -55,14 +71,28 @@ class Config(bert.Config):
     clip: float = 0.0               # none: the optimiser itself shortens steps
 
     LIMITS = dict(bert.Config.LIMITS, types=(0, 0), window=(1, 10**7), global_theta=(1, 10**9),
-                  local_theta=(1, 10**9), embedding_dropout=(0, 0.999), mlp_dropout=(0, 0.999))
+                  local_theta=(1, 10**9), embedding_dropout=(0, 0.999), mlp_dropout=(0, 0.999),
+                  first_theta=(1, 10**9), first_accumulate=(1, 10**6), held_masked=(0, 0.999),
+                  growth=(0, 1), again_share=(0, 0.999), ending=(0, 1))
 
     def __post_init__(self):
         super().__post_init__()
         check(self)
+        growing.check(self)
+
+    @staticmethod
+    def vocabulary(texts, size, progress=None):
+        """Pieces of bytes, with BERT's names of special tokens."""
+        return ByteBPE.train(texts, size, SPECIAL, progress=progress)
+
+    def stages(self):
+        return growing.stages(self)
 
     size = property(lambda self: self.width // self.heads)              # D
     kinds = property(lambda self: [self.pattern[i % len(self.pattern)] for i in range(self.layers)])
+
+
+SPECIAL = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
 class Embeddings(Module):                    # LayerNorm(word)
@@ -188,12 +218,38 @@ HF_NEW = dict(pad_token_id=0, **dict.fromkeys(["bos_token_id", "eos_token_id", "
                                                "sep_token_id"]))
 
 
+# ---- the objective
+
+class Objective(bert.Objective):
+    """Hidden words alone. Each token is hidden or not by a coin of its own, [CLS] and [SEP] too."""
+    TASKS = dict(mlm="mlm")
+
+    def plan(self, documents, copy):
+        seed = self.seed, copy
+        return segments.single_blocks(self.corpus, documents, self.config.seq, seed, self.tokenizer)
+
+    def noise(self, s, copy):
+        c, mask = self.config, self.tokenizer.mask
+        coin, kind, other, _ = self.draws(s, copy)                                      # [T] each
+        held = np.isin(s.keys[:, 0], self.corpus.held)                                  # [S]
+        share = np.where(held, c.held_masked, c.masked)[s.sequence]                     # [T]
+        hidden = np.flatnonzero(coin < share * 2.0 ** 32)                               # [K]
+        if not len(hidden):                             # something is to be learnt
+            hidden = np.array([np.argmin(coin)])
+        return corrupt.eighty_ten_ten(s.ids, hidden, kind, other, mask, c.vocab), hidden
+
+
 # ---- sizes
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=128, positions=128, window=16,
-                 steps=2500, warmup=200, lr=5e-3, **dict(bert.SMALL, near=False)),
+                 steps=1000, warmup=70, lr=5e-3, last_lr=2e-3, ending=0.1, first_accumulate=1,
+                 growth=0.1, **dict(bert.SMALL, near=False, last_seq=64, last_share=0.2)),
+    tiny=Config(vocab=8192, layers=4, heads=2, width=128, hidden=256, window=32, steps=4000,
+                warmup=200, lr=3e-3, last_lr=1e-3, ending=0.1, first_accumulate=1, growth=0.1,
+                **dict(bert.SMALL, near=False, last_seq=128, last_share=0.2)),
     base=Config(),
-    large=Config(layers=28, heads=16, width=1024, hidden=2624, accumulate=616, steps=337_000,
-                 warmup=400, lr=5e-4),
+    large=Config(layers=28, heads=16, width=1024, hidden=2624, first_accumulate=56, accumulate=616,
+                 growth=0.00914, steps=397_990, warmup=1_454, lr=5e-4, again_share=0.39833,
+                 last_share=0.14937, last_lr=5e-5, ending=0.0249),
 )
