@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from ..engine import fused
 from ..engine.nn import Norm, dropout
 from ..error import Error
-from . import bert
+from ..text import corrupt, segments
+from ..text.bytebpe import ByteBPE
+from . import bert, bert_wwm
 from .parts import disentangled, heads, padded
 from .parts.names import tasks_of
 
@@ -32,14 +34,17 @@ class Config(bert.Config):
     position_biased: bool = False   # positions are added to the words, as BERT does
     pooler_dropout: float = 0.0
     legacy: bool = False            # give the masked-word head transformers' name, not the authors'
-    seq: int = 512
-    predictions: int = 77
-    short: float = 0.0
+    gram: int = 3                   # words in a row that are hidden together, at most
+    tail_bias: bool = False         # as released: the last tenth of a text is hardly ever hidden
+    seq: int = 512                  # from the first step to the last
+    last_share: float = 0.0
+    predictions: int = 80           # 0.15 * 512, rounded up to a ten
+    copies: int = 0                 # masks are dynamic
     tokens: int = 8192
     accumulate: int = 128           # 2048 sequences of 512 tokens in a step
     lr: float = 2e-4
 
-    LIMITS = dict(bert.Config.LIMITS, types=(0, 1000), distances=(-1, 10**6))
+    LIMITS = dict(bert.Config.LIMITS, types=(0, 1000), distances=(-1, 10**6), gram=(1, 100))
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,6 +52,13 @@ class Config(bert.Config):
             raise Error(f"terms: {self.terms!r}, but these are known: c2p, p2c, c2p|p2c")
         if self.near:
             raise Error("near: for models that have to learn what a neighbour is; leave it out")
+
+    @staticmethod
+    def vocabulary(texts, size, progress=None):
+        """RoBERTa's kind, with BERT's names of special tokens. A sentence begins with a space, so
+        that its first word is seen to be one."""
+        names = "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"
+        return ByteBPE.train(texts, size, names, prefix_space=True, progress=progress)
 
     # the products beside q . k, and how far the table of distances reaches to either side
     products = property(lambda self: [term for term in self.terms.split("|") if term])
@@ -183,11 +195,43 @@ def to_published(config, values):
     return values | dict(pos_att_type=config.products or None)
 
 
+# ---- the objective
+
+class Objective(bert_wwm.Objective):
+    """Hidden n-grams, evenly strewn over the text, and guessed through the mask decoder: only what
+    is hidden asks it."""
+    TASKS = dict(mlm="mlm")
+
+    def plan(self, documents, copy):
+        """All documents in one row, cut without regard to where a sentence ends."""
+        seed = self.seed, copy
+        return segments.single_blocks(self.corpus, documents, self.config.seq, seed, self.tokenizer,
+                                      whole=False)
+
+    def words(self, s):
+        """With n-grams of one, tokens are words."""
+        if self.config.gram > 1:
+            return super().words(s)
+        special = s.places < 0
+        return corrupt.units(~special, special, s.sequence)
+
+    def chosen(self, s, copy):
+        c, (size, where, order, _) = self.config, self.draws(s, copy)
+        window = int(1 / max(c.masked, 0.01))               # of six words one is hidden
+        return corrupt.windows(size, where, order, self.words(s), s.sequence, self.budget(s),
+                               c.gram, window, c.tail_bias)
+
+    def answers(self, model, b):
+        yield "mlm", model.mlm, model.decode(self.inputs(b), b["asked"]), b["mlm_labels"]
+
+
 # ---- sizes
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                 steps=2500, warmup=200, lr=5e-3, **dict(bert.SMALL, near=False)),
+                 steps=800, warmup=80, lr=5e-3, **dict(bert.SMALL, near=False, tokens=1024)),
+    tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=1500, warmup=150, lr=3e-3,
+                **dict(bert.SMALL, near=False, seq=64, predictions=10)),
     base=Config(),
     large=Config(layers=24, heads=16, width=1024, hidden=4096),
     xlarge=Config(layers=48, heads=16, width=1024, hidden=4096),

@@ -2,7 +2,8 @@
 BERT had been trained too little: the same network with ten times the text and far larger batches.
 
 Unlike BERT: positions are counted from the pad token's id, over tokens that are no padding; there
-is no next-sentence task, so no segments and no pooler in pre-training; a classifier reads the
+is no next-sentence task, so no segments and no pooler in pre-training; sequences are as full of
+sentences as they can be; masks are drawn anew each time a text is seen; a classifier reads the
 state of <s> through a layer of its own; and the recipe is another one.
 
 XLM-RoBERTa (Conneau and others, 2020) is this network over a hundred languages' words; its files
@@ -14,6 +15,9 @@ import numpy as np
 
 from ..engine import ops
 from ..engine.nn import Linear, dropout
+from ..error import Error
+from ..text import corrupt, segments
+from ..text.bytebpe import ByteBPE
 from . import bert
 from .parts import heads, padded
 from .parts.names import renamed, tasks_of
@@ -26,18 +30,30 @@ class Config(bert.Config):
     types: int = 1                  # the original has none; in files of today a row of zeros
     eps: float = 1e-5
     pad: int = 1                    # the pad token's id; the first token stands at pad + 1
-    seq: int = 512
-    predictions: int = 77
+    seq: int = 512                  # from the first step to the last
+    last_share: float = 0.0
+    crossing: bool = True           # FULL-SENTENCES: into the next document; else DOC-SENTENCES
+    copies: int = 0                 # masks are dynamic
     tokens: int = 8192
     accumulate: int = 512           # 8,192 sequences of 512 tokens; a bigger batch, not more steps
     steps: int = 500_000
     warmup: int = 24_000
     lr: float = 6e-4
     beta2: float = 0.98             # a shorter memory of gradients keeps large batches stable
-    correct: bool = True
+    correct: bool = True            # Adam as it was published
     clip: float = 0.0               # none
 
     LIMITS = dict(bert.Config.LIMITS, pad=(0, 10**6))
+
+    @staticmethod
+    def decays(name, tensor):
+        """The released code lets weight decay pull at biases and norms, too."""
+        return True
+
+    @staticmethod
+    def vocabulary(texts, size, progress=None):
+        """Pieces of bytes: no text has a word that is unknown."""
+        return ByteBPE.train(texts, size, progress=progress)
 
 
 def counted(ids, pad):
@@ -135,11 +151,51 @@ def to_published(config, values):
     return dict(values, max_position_embeddings=rows)
 
 
+# ---- the objective
+
+class Objective(bert.Objective):
+    """Hidden words alone, in sequences full of sentences, and hidden anew in every pass.
+
+        <s> sentence </s> sentence </s> </s> the next document's sentence </s>
+
+    The released code hides <s> and </s> like any other token; we follow it.
+    """
+    TASKS = dict(mlm="mlm")
+    SPECIAL = 4                     # <s> <pad> </s> <unk>, the first words, never replace another
+
+    def __init__(self, c, corpus, tokenizer, *args, **kwargs):
+        super().__init__(c, corpus, tokenizer, *args, **kwargs)
+        if c.pad != tokenizer.pad:
+            raise Error(f"pad: {c.pad}, but in this vocabulary the pad token is number "
+                        f"{tokenizer.pad}; use --pad {tokenizer.pad}")
+
+    def plan(self, documents, copy):
+        c = self.config
+        packed = segments.full_sentences if c.crossing else segments.doc_sentences
+        return packed(self.corpus, documents, c.seq, (self.seed, copy), self.tokenizer)
+
+    def noise(self, s, copy):
+        c = self.config
+        order, kind, other, coin = self.draws(s, copy)
+        # 0.15 of 127 tokens are 19.05: 19 of them, and once in twenty times 20.
+        budget = corrupt.rounded_up_or_down(coin[s.cuts[:-1]], c.masked, np.diff(s.cuts))
+        hidden = corrupt.choose(order, np.ones(len(s.ids), bool), s.sequence, budget)   # [K]
+        words = corrupt.uniform(other, self.SPECIAL, c.vocab)                          # [T]
+        return corrupt.replace(s.ids, hidden, kind, words, self.tokenizer.mask), hidden
+
+    def inputs(self, b):
+        """No token of a batch is padding, so positions simply begin at pad + 1."""
+        packed = super().inputs(b)
+        return packed._replace(positions=packed.positions + self.config.pad + 1)
+
+
 # ---- sizes
 
 SIZES = {
     "smoke": Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                    steps=2500, warmup=200, lr=5e-3, **bert.SMALL),
+                    steps=1000, warmup=80, lr=5e-3, **bert.SMALL),
+    "tiny": Config(layers=2, heads=2, width=128, hidden=512, steps=3000, warmup=300, lr=3e-3,
+                   **dict(bert.SMALL, seq=64)),
     "base": Config(),
     "large": Config(layers=24, heads=16, width=1024, hidden=4096, warmup=30_000, lr=4e-4),
     "distil": Config(layers=6),                     # distilroberta-base

@@ -3,17 +3,21 @@ the two tokens just outside a stretch for every word of it. So what a stretch sa
 its borders, where a task that is about stretches (answers, mentions) can find it.
 
 Unlike BERT: a second head, of the span boundary objective (SBO); one passage per sequence, so no
-sentence task and no pooler; words with their capitals. The encoder is BERT's, and transformers
+sentence task and no pooler; masks are drawn anew each time a text is seen; words with their
+capitals. The encoder is BERT's, and transformers
 takes it for one; the new head lies in a file of its own.
 """
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..engine import fused, ops
 from ..engine.nn import Linear, Norm
 from ..error import Error
-from . import bert
+from ..text import corrupt, segments
+from ..text.wordpiece import WordPiece
+from . import bert, bert_wwm
 from .parts import heads
 
 
@@ -23,15 +27,23 @@ class Config(bert.Config):
     vocab: int = 28996
     span_places: int = 15           # of a longer span so many words are asked of its borders
     place_width: int = 200          # of the embedding of a word's place in its span
-    seq: int = 512
-    predictions: int = 77
-    short: float = 0.0
+    longest: int = 10               # words in a span; of n words it is as frequent as
+    shrink: float = 0.2             # 0.8^(n-1): with one word more it is by a fifth rarer
+    whole: bool = False             # the last span ends with a word; else with the budget
+    seq: int = 512                  # from the first step to the last
+    last_share: float = 0.0
+    copies: int = 0                 # masks are dynamic
     tokens: int = 8192
     accumulate: int = 16            # 256 sequences of 512 tokens
     steps: int = 2_400_000
-    adam_eps: float = 1e-8
+    adam_eps: float = 1e-8          # and decay 0.01, as in the authors' command; the paper says 0.1
 
-    LIMITS = dict(bert.Config.LIMITS, span_places=(1, 10**4), place_width=(1, 10**5))
+    LIMITS = dict(bert.Config.LIMITS, span_places=(1, 10**4), place_width=(1, 10**5),
+                  longest=(1, 1000), shrink=(0, 1))
+
+    @staticmethod
+    def vocabulary(texts, size, progress=None):
+        return WordPiece.train(texts, size, lower=False, progress=progress)
 
 
 def asked_of_borders(first, last, most):
@@ -86,6 +98,21 @@ class Borders(heads.Head):
         raise Error("sbo: this head has no answer for a text alone, it wants spans; call "
                     "model.sbo(states, left, right, place)")
 
+    def at(self, left, right, place):
+        return Between(self, (left, right, place))
+
+
+class Between(NamedTuple):
+    """The head and the places that it reads: it answers and has a loss like any other head."""
+    head: Borders
+    where: tuple
+
+    def __call__(self, x):
+        return self.head(x, *self.where)
+
+    def loss(self, x, labels, weights):
+        return self.head.loss(x, *self.where, labels, weights)
+
 
 class Model(bert.Model):
     HEADS = dict(bert.Model.HEADS, sbo=Borders)
@@ -115,12 +142,72 @@ HF_SPELLINGS = {r"^decoder\.": "", r"(layer_norm\d)\.gamma$": r"\1.weight",
                 r"(layer_norm\d)\.beta$": r"\1.bias"}
 
 
+# ---- the objective
+
+class Objective(bert_wwm.Objective):
+    """Spans of words, hidden together, and asked for twice: of the tokens themselves, as always,
+    and of the two tokens beside the span.
+
+        [CLS] the old [MASK] [MASK] [MASK] lake [SEP]       old, lake, third word -> the
+
+    A span at either end of its text has no word on one side, and is not asked of its borders.
+    """
+    TASKS = dict(mlm="mlm", sbo="sbo")
+    WORDS = "mlm", "sbo"
+
+    def plan(self, documents, copy):
+        seed = self.seed, copy
+        return segments.single_blocks(self.corpus, documents, self.config.seq, seed, self.tokenizer)
+
+    def batch(self, plan, copy):
+        s = segments.lay_out(self.corpus, plan)
+        hidden, span = self.spans(s, copy)
+        noisy = self.replaced(s, hidden, span, copy)
+        # A span is a run of hidden tokens; these are ascending, so it ends where the next begins.
+        begins = np.flatnonzero(np.diff(span, prepend=-1))
+        ends = np.append(begins[1:], len(span)) - 1
+        first, last = hidden[begins], hidden[ends]
+        within = (s.places[first - 1] >= 0) & (s.places[last + 1] >= 0)
+        tokens, left, right, place = asked_of_borders(first[within], last[within],
+                                                      self.config.span_places)
+        # Both borders are asked for one word; with each goes the word's place in its span.
+        batch = self.arrays(s, noisy, mlm=(hidden, s.ids[hidden]), left=(left, place),
+                            right=(right, place))
+        return batch | dict(sbo_labels=s.ids[tokens])
+
+    def spans(self, s, copy):
+        """The hidden tokens, and the number of each one's span [K]; spans that touch are one."""
+        c = self.config
+        where, size, _, _ = self.draws(s, copy)
+        text = np.bincount(s.sequence[s.places >= 0], minlength=len(s.keys))            # [S]
+        budget = np.ceil(c.masked * text).astype(np.int64)
+        return corrupt.spans(where, size, self.words(s), s.sequence, budget, c.shrink, c.longest,
+                             c.whole)
+
+    def replaced(self, s, hidden, span, copy):
+        """All tokens of a span become [MASK], or all random words of the corpus, or all stay."""
+        _, _, kind, other = self.draws(s, copy)
+        first = hidden[np.searchsorted(span, span)]             # of each hidden token's span [K]
+        shares = np.zeros_like(kind)
+        shares[hidden] = kind[first]
+        random = corrupt.from_corpus(other, self.corpus.ids)
+        return corrupt.replace(s.ids, hidden, shares, random, self.tokenizer.mask)
+
+    def answers(self, model, b):
+        x = model.encode(self.inputs(b), b["asked"])                                    # [R, H]
+        hidden = ops.take(x, index=b["mlm_at"])                                         # [K, H]
+        yield "mlm", model.mlm, hidden, b["mlm_labels"]
+        between = model.sbo.at(b["left_at"], b["right_at"], b["left_labels"])
+        yield "sbo", between, x, b["sbo_labels"]
+
+
 # ---- sizes
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128, span_places=5,
-                 place_width=16, steps=2500, warmup=200, lr=5e-3,
-                 **bert.SMALL),
+                 place_width=16, steps=800, warmup=80, lr=5e-3, **bert.SMALL),
+    tiny=Config(layers=2, heads=2, width=128, hidden=512, span_places=10, place_width=32,
+                steps=2200, warmup=200, lr=3e-3, **dict(bert.SMALL, seq=64)),
     base=Config(),
     large=Config(layers=24, heads=16, width=1024, hidden=4096),
 )
