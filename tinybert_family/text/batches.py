@@ -8,7 +8,7 @@ import numpy as np
 from ..error import Error
 
 
-def pack(lengths, budget, sequences=None, shelf=64):
+def pack(lengths, budget, sequences=None, shelf=256):
     """Batches of sequence numbers, each of at most `budget` tokens, in nearly the given order.
 
     The oldest waiting sequence always goes in; the rest of the room goes to the longest that still

@@ -289,7 +289,9 @@ def windows(draws, more, order, unit, sequence, counts, longest=1, window=6, tai
     From left to right: n is 1..longest in the ratio 1 : 1/2 : 1/3 ... (draws); of the next
     n * `window` units, n in a row, anywhere (more), are marked. That is about 1/window of all, a
     little more than wanted. Of the marked units, random ones (order) are hidden until the count is
-    reached; the released code (`tail_bias`) takes the leftmost, so a text's end is never hidden.
+    reached. Of a last window that the text does not fill (but for its first: something is to be
+    hidden), what lies beyond the text counts for nothing. The released code (`tail_bias`) always marks something there, but takes the leftmost
+    of all, so a text's end is never hidden.
     """
     table = Table(unit, sequence)
     weights = 1 / np.arange(1, longest + 1)
@@ -299,13 +301,17 @@ def windows(draws, more, order, unit, sequence, counts, longest=1, window=6, tai
     gram = [-1] * table.count                           # which n-gram each unit is in: its first
     begins = np.flatnonzero(np.diff(table.owner, prepend=-1))
     ends = np.append(begins[1:], table.count)
-    for u, last in zip(begins.tolist(), ends.tolist()):
+    for first, last in zip(begins.tolist(), ends.tolist()):
+        u = first
         while u < last:
-            n = sizes[u]
-            room = min(n * window, last - u)
+            n, stop = sizes[u], u
+            room = n * window
+            if tail_bias or u == first:
+                room = min(room, last - u)
             begin = u + (where[u] * room >> 32)
-            stop = min(begin + n, reach[begin])
-            gram[begin:stop] = [begin] * (stop - begin)
+            if begin < last:
+                stop = min(begin + n, reach[begin])
+                gram[begin:stop] = [begin] * (stop - begin)
             u = max(u + room, stop)
     gram = np.array(gram, np.int64)
     marked = np.flatnonzero(gram >= 0)
