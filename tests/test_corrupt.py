@@ -189,7 +189,7 @@ def test_windows_by_hand():
     unit, sequence = plain_words(8, 1)
     any_ = np.zeros(8, np.uint32)
     where = any_.copy()
-    where[[0, 3, 6]] = [fraction(x) for x in (0.7, 0.1, 0.6)]           # the third, first, second
+    where[[0, 3, 6]] = [fraction(x) for x in (0.7, 0.1, 0.4)]           # the third, first, second
     order = any_.copy()
     order[[2, 3, 7]] = [5, 9, 1]
     hidden = corrupt.windows(any_, where, order, unit, sequence, np.array([3]), 1, 3)
@@ -198,6 +198,9 @@ def test_windows_by_hand():
     assert hidden.tolist() == [2, 7]                                    # the order's first two
     hidden = corrupt.windows(any_, where, order, unit, sequence, np.array([2]), 1, 3, True)
     assert hidden.tolist() == [2, 3]                                    # the leftmost two
+    where[6] = fraction(0.7)                                            # a third, which is not there
+    hidden = corrupt.windows(any_, where, order, unit, sequence, np.array([3]), 1, 3)
+    assert hidden.tolist() == [2, 3]
 
 
 def test_trigrams_by_hand():
@@ -339,10 +342,13 @@ def reference_windows(row, s, longest, window, tail_bias):
     while offset < len(words):
         t = words[offset][0]
         n = 1 + int((row.draws[0][t] / 2 ** 32 >= bounds[:-1]).sum())
-        room = min(n * window, len(words) - offset)
-        begin = offset + int(row.draws[1][t]) * room // 2 ** 32
-        end = min(begin + n, last[begin])
-        grams[begin] = words[begin:end]
+        room = n * window
+        if tail_bias or not offset:
+            room = min(room, len(words) - offset)
+        begin = end = offset + int(row.draws[1][t]) * room // 2 ** 32
+        if begin < len(words):
+            end = min(begin + n, last[begin])
+            grams[begin] = words[begin:end]
         offset = max(offset + room, end)
     by_chance = sorted(grams, key=lambda begin: row.draws[2][words[begin][0]])
     hidden = []
@@ -631,6 +637,17 @@ def test_windows_hide_all_parts_of_a_text_and_the_released_code_does_not():
     # 1/6 where it begins; next to nothing at the end
     assert abs(biased[:255].mean() - 1 / 6) < 0.005 and biased[-26:].mean() < 0.001
     assert biased[-51:].mean() < 0.03
+
+
+@pytest.mark.parametrize("longest", [1, 3])
+def test_a_window_that_the_text_cuts_hides_no_more_than_others(longest):
+    rng = np.random.default_rng(11)
+    n, words = 6000, 62                                     # ten windows of six, and two words
+    unit, sequence = plain_words(words, n)
+    given = [draw(rng, len(unit)) for _ in range(3)]
+    places = corrupt.windows(*given, unit, sequence, np.full(n, words), longest)
+    share = np.bincount(places % words, minlength=words) / n
+    assert abs(share[-2:].mean() - 1 / 6) < 0.02 and abs(share.mean() - 1 / 6) < 0.01
 
 
 def test_shuffled_triples_take_every_order_and_stand_everywhere():

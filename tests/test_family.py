@@ -101,15 +101,11 @@ def test_every_model_comes_back_from_its_own_folder_to_the_bit(name, tmp_path):
     mine, theirs = (dict(m.named_parameters()) for m in (model, again))
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(x.data, theirs[key].data) for key, x in mine.items())
-    assert again.config == model.config or differing(again.config, model.config) <= RECIPE
+    recipe = set(vars(model.config)) - set(module(name).HF_CONFIG) | {"init"}
+    assert differing(again.config, model.config) <= recipe
     ids = np.random.default_rng(0).integers(5, 100, (2, 9))
     np.testing.assert_array_equal(model(ids).last_hidden_state.numpy(),
                                   again(ids).last_hidden_state.numpy())
-
-
-RECIPE = set("""near recompute seq masked predictions short copies tokens accumulate steps warmup lr
-    schedule optimizer beta1 beta2 adam_eps correct decay clip init generator_size
-    generator_depth""".split())
 
 
 def differing(a, b):

@@ -22,7 +22,9 @@ HUGE = 1e30         # a loss beyond this has exploded; it would only spoil the s
 
 # The tasks whose metrics we know by name; any other is called what its key says.
 TASKS = {"mlm": "masked", "nsp": "next-sentence", "sop": "sentence-order", "rtd": "replaced-token",
-         "sbo": "span-boundary"}
+         "sbo": "span-boundary", "wso": "word-order", "entity": "entity-alignment",
+         "capital": "capital", "recurs": "recurring-token", "order": "piece-order",
+         "distance": "sentence-distance", "discourse": "connective", "relevance": "relevance"}
 
 
 def write(folder):
