@@ -290,8 +290,8 @@ def windows(draws, more, order, unit, sequence, counts, longest=1, window=6, tai
     n * `window` units, n in a row, anywhere (more), are marked. That is about 1/window of all, a
     little more than wanted. Of the marked units, random ones (order) are hidden until the count is
     reached. Of a last window that the text does not fill (but for its first: something is to be
-    hidden), what lies beyond the text counts for nothing. The released code (`tail_bias`) always marks something there, but takes the leftmost
-    of all, so a text's end is never hidden.
+    hidden), what lies beyond the text counts for nothing. The released code (`tail_bias`) always
+    marks something there, but takes the leftmost of all, so a text's end is never hidden.
     """
     table = Table(unit, sequence)
     weights = 1 / np.arange(1, longest + 1)
