@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tinybert_family.engine import attention as attention_file
 from tinybert_family.engine import backend, distances, fused, ops, philox, tiles
 from tinybert_family.engine.autograd import OPS, Part, Tensor, no_grad, parameter
+from tinybert_family.models.parts import distil  # noqa: F401  it has an op of its own
 
 STEP, TOLERANCE = 1e-3, 1e-9
 KEY = philox.Key(seed=3, step=5, part=1, site=7)
@@ -264,7 +265,18 @@ def binary_loss(d):
     return [d.array(shape)], dict(labels=d.rng.random(shape), weights=d.rng.random(shape))
 
 
+def soft_loss(d):
+    k, h, v, other = d.int(0, 4), d.int(1, 3), d.int(1, 6), d.int(1, 3)
+    teacher = [d.rng.standard_normal(s) for s in ((k, other), (v, other), (v,))]
+    static = dict(teacher=teacher, weights=d.rng.random(k), heat=d.of(1.0, 2.0),
+                  gold=d.of(0.0, 0.4), labels=d.of(None, d.ids(k, v)))
+    if static["labels"] is None:
+        static["gold"] = 0.0
+    return [d.array((k, h)), d.array((v, h)), d.array((v,))], static
+
+
 CASES = dict(
+    soft_loss=soft_loss,
     add=lambda d: (d.pair(), {}), sub=lambda d: (d.pair(), {}), mul=lambda d: (d.pair(), {}),
     div=lambda d: (d.pair(away=1), {}), neg=lambda d: ([d.array()], {}), matmul=matmul,
     exp=lambda d: ([d.array()], {}), log=lambda d: ([d.array(away=-1)], {}),

@@ -13,7 +13,8 @@ from tinybert_family.engine.autograd import parameter
 from tinybert_family.engine.nn import Init
 from tinybert_family.models import bert, distilbert
 from tinybert_family.models.parts import distil
-from tinybert_family.models.parts.distil import drawn, kept, soft_loss, turning
+from tinybert_family.models.parts.distil import kept, soft_loss, turning
+from tinybert_family.text.corrupt import weighted
 
 rng = np.random.default_rng
 
@@ -226,11 +227,11 @@ def test_a_draw_in_proportion_to_weights():
     """Of one place: exactly in proportion. Of all: everyone with a weight, and nobody else."""
     weights = np.array([0.0, 1.0, 2.0, 4.0, 0.0, 1.0])
     draws = rng(0).integers(0, 2 ** 32, (20_000, 6)).astype(np.uint32)
-    found = np.bincount([int(drawn(d, weights, 1)[0]) for d in draws], minlength=6) / len(draws)
+    found = np.bincount([int(weighted(d, weights, 1)[0]) for d in draws], minlength=6) / len(draws)
     np.testing.assert_allclose(found, weights / 8, atol=0.012)
-    assert drawn(draws[0], weights, 4).tolist() == [1, 2, 3, 5]
-    assert drawn(draws[0], weights, 9).tolist() == [1, 2, 3, 5]
-    two = [tuple(drawn(d, weights, 2)) for d in draws]          # 2 first, then 3 of the rest, ...
+    assert weighted(draws[0], weights, 4).tolist() == [1, 2, 3, 5]
+    assert weighted(draws[0], weights, 9).tolist() == [1, 2, 3, 5]
+    two = [tuple(weighted(d, weights, 2)) for d in draws]          # 2 first, then 3 of the rest, ...
     assert two.count((2, 3)) / len(two) == pytest.approx(2 / 8 * 4 / 6 + 4 / 8 * 2 / 4, abs=0.012)
 
 

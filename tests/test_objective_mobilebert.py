@@ -12,7 +12,7 @@ from tinybert_family.engine.autograd import Tensor, parameter
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import LAMB, AdamW, Arena, StableAdamW
 from tinybert_family.models import mobilebert
-from tinybert_family.models.parts import distil, transfer
+from tinybert_family.models.parts import transfer
 from tinybert_family.models.parts.distil import NOBODY, looking, squares
 
 rng = np.random.default_rng

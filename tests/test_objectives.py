@@ -54,7 +54,9 @@ def test_every_parameter_that_learns_has_a_gradient(name):
 IDLE = dict(ernie=("dialogue",),                        # heads of tasks that come later
             ernie2=("capital", "recurs", "order", "discourse", "pooler"),
             # nothing reads the entities of the last layer
-            ernie_thu=("down_entity", "norm_entity"))
+            ernie_thu=("down_entity", "norm_entity"),
+            # what later stages teach
+            tinybert=("pooler", "sequence"), mobilebert=("layers.1.", "mlm.", "nsp."))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from ..error import Error
 from .autograd import Node
 from .backend import module_of
 
@@ -85,6 +86,11 @@ class Optimizer:
     """Two moments beside the arena.
 
     correct: divide them by 1 - beta^t. peak: the schedule's highest learning rate.
+
+    step(lr, pulls): pulls has a multiple of the rate for each parameter of the arena, in its order.
+    One whose multiple is 0 is frozen: nothing moves it, not even decay, and its moments are
+    forgotten, so that it begins afresh when its time comes. (t counts the steps of the run, not
+    since then. A recipe that wakes parameters should begin gently, as MobileBERT's does.)
     """
 
     def __init__(self, arena, betas=(0.9, 0.999), eps=1e-6, decay=0.01, correct=True, peak=None):
@@ -126,10 +132,20 @@ class Optimizer:
         d *= lr * root / c1
         return d
 
-    def tensor_slices(self):
-        """(slice, does weight decay pull at it) for every parameter."""
-        for lo, hi in zip(self.arena.cuts, self.arena.cuts[1:]):
-            yield slice(lo, hi), lo < self.arena.decayed
+    def tensor_slices(self, lr, pulls=None):
+        """(slice, does weight decay pull at it, its learning rate) for every parameter that may
+        move."""
+        cuts = self.arena.cuts
+        if pulls is not None and len(pulls) != len(cuts) - 1:
+            raise Error(f"pulls: {len(pulls)} of them, but the arena has {len(cuts) - 1} "
+                        "parameters; give one for each of arena.names")
+        for i, (lo, hi) in enumerate(zip(cuts, cuts[1:])):
+            pull = 1 if pulls is None else pulls[i]
+            if pull:
+                yield slice(lo, hi), lo < self.arena.decayed, lr * pull
+            else:
+                self.m[lo:hi] = 0
+                self.v[lo:hi] = 0
 
 
 class AdamW(Optimizer):
@@ -138,18 +154,25 @@ class AdamW(Optimizer):
     correct=False is BERT's own optimiser, which never divides by 1 - beta^t.
     """
 
-    def step(self, lr):
+    def step(self, lr, pulls=None):
         self.steps += 1
-        edge = self.arena.decayed
-        for lo, hi, decay in (0, edge, self.decay), (edge, len(self.m), 0.0):
-            for b in blocks(hi - lo):
-                b = slice(lo + b.start, lo + b.stop)
-                self.moments(b, self.betas)
-                update = self.direction(b, lr)
-                w = self.arena.data[b]
-                if decay:
-                    w *= 1 - lr * decay
-                w -= update
+        if pulls is None:                   # who decays and who does not: two long pieces
+            edge = self.arena.decayed
+            pieces = (slice(0, edge), True, lr), (slice(edge, len(self.m)), False, lr)
+        else:
+            pieces = self.tensor_slices(lr, pulls)
+        for piece, decays, rate in pieces:
+            self.move(piece, self.decay if decays else 0.0, rate)
+
+    def move(self, piece, decay, lr):
+        for b in blocks(piece.stop - piece.start):
+            b = slice(piece.start + b.start, piece.start + b.stop)
+            self.moments(b, self.betas)
+            update = self.direction(b, lr)
+            w = self.arena.data[b]
+            if decay:
+                w *= 1 - lr * decay
+            w -= update
 
 
 class LAMB(Optimizer):
@@ -158,9 +181,9 @@ class LAMB(Optimizer):
     Biases and norms, which do not decay either, move as far as in AdamW.
     """
 
-    def step(self, lr):
+    def step(self, lr, pulls=None):
         self.steps += 1
-        for piece, decays in self.tensor_slices():
+        for piece, decays, rate in self.tensor_slices(lr, pulls):
             self.moments(piece, self.betas)
             w = self.arena.data[piece]
             update, trust = self.direction(piece), 1.0
@@ -168,7 +191,7 @@ class LAMB(Optimizer):
                 update += self.decay * w
                 weight, move = global_norm(w), global_norm(update)
                 trust = weight / move if weight and move else 1.0
-            w -= lr * trust * update
+            w -= rate * trust * update
 
 
 class StableAdamW(Optimizer):
@@ -177,17 +200,17 @@ class StableAdamW(Optimizer):
     rate / peak (to the rate itself without a peak).
     """
 
-    def step(self, lr):
+    def step(self, lr, pulls=None):
         self.steps += 1
         # Debiasing moved into the betas: b(1 - b^(t-1)) / (1 - b^t) is 0 at the first step and b
         # in the long run.
         betas = [b * (1 - b ** (self.steps - 1)) / (1 - b ** self.steps) for b in self.betas]
         xp = module_of(self.m)
-        for piece, decays in self.tensor_slices():
+        for piece, decays, rate in self.tensor_slices(lr, pulls):
             self.moments(piece, betas)
             g, v, w = self.arena.grad[piece], self.v[piece], self.arena.data[piece]
             rms = math.sqrt(float((g * g / xp.maximum(v, self.eps ** 2)).mean()))
-            rate = lr / max(1.0, rms)
+            rate = rate / max(1.0, rms)
             if decays:
                 w *= 1 - self.decay * (rate / self.peak if self.peak else rate)
             w -= rate * self.m[piece] / (xp.sqrt(v) + self.eps)

@@ -3,15 +3,19 @@ keep nearly all of what it knows.
 
 Unlike BERT: six layers instead of twelve; no segments and no pooler; every LayerNorm has eps 1e-12,
 whatever a config.json says; and a classifier reads [CLS] through a layer of its own with a ReLU,
-where BERT has the pooler's tanh.
+where BERT has the pooler's tanh. Beside hidden words it learns what its teacher would answer at
+every token, and to let its last states point where the teacher's do (parts/distil.py).
 """
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..engine import fused
 from ..engine.nn import Linear, Norm, dropout
 from ..error import Error
+from ..text import corrupt, segments
 from . import bert
-from .parts import heads
+from .parts import distil, heads
 from .parts.names import tasks_of
 
 EPS = 1e-12
@@ -35,8 +39,19 @@ class Config(bert.Config):
     correct: bool = True
     decay: float = 0.0
     clip: float = 5.0
+    copies: int = 0                 # words are masked anew in every pass
+    last_share: float = 0.0         # one length throughout
+    short: float = 0.0
+    rarer: float = 0.7              # a word seen n times is hidden in proportion to n^-0.7
+    heat: float = 2.0               # the temperature of answers
+    soft: float = 5.0               # weight of the teacher's answers,
+    hard: float = 2.0               # of the right ones,
+    turned: float = 1.0             # and of 1 - cosine of the last states
+    begun: bool = True              # with every other of the teacher's layers
+    teacher_steps: int = 1_000_000  # of a teacher that is trained first
 
-    LIMITS = dict(bert.Config.LIMITS, types=(0, 0), question_dropout=(0, 0.999))
+    LIMITS = dict(bert.Config.LIMITS, types=(0, 0), question_dropout=(0, 0.999), heat=(0.01, 1000),
+                  teacher_steps=(1, 10**9))
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,11 +161,45 @@ HF_TIED = {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weig
 HF_IGNORED = r"distilbert\.embeddings\.position_ids"
 
 
+# ---- the objective
+
+class Objective(distil.Answers):
+    """The teacher's answers, the right ones, and the direction of the last states."""
+
+    def __init__(self, c, corpus, *given, **more):
+        super().__init__(c, corpus, *given, **more)
+        self.rarity = distil.counts_of(corpus, self.tokenizer.size) ** -c.rarer         # [V]
+
+    @staticmethod
+    def teacher_of(c):
+        return "bert", distil.teacher_like(c, types=2, layers=2 * c.layers, steps=c.teacher_steps)
+
+    def begin(self, learner):
+        if self.config.begun:
+            distil.take_over(learner, self.teacher)
+
+    def plan(self, documents, copy):
+        length, seed = self.config.seq, (self.seed, copy)
+        return segments.single_blocks(self.corpus, documents, length, seed, self.tokenizer,
+                                      least=12, unknown=0.5)
+
+    def noise(self, s, copy):
+        """A share of the whole batch is hidden: the rarer a word, the sooner."""
+        c = self.config
+        order, kind, other, _ = self.draws(s, copy)                                     # [T] each
+        rarity = self.rarity[s.ids] * (s.places >= 0)
+        hidden = corrupt.weighted(order, rarity, int(np.ceil(c.masked * len(s.ids))))    # [K]
+        mask = self.tokenizer.mask
+        return corrupt.eighty_ten_ten(s.ids, hidden, kind, other, mask, c.vocab), hidden
+
+
 # ---- sizes
 
 SIZES = {
-    "smoke": Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                    steps=2500, warmup=200, lr=5e-3, **bert.SMALL),
+    "smoke": Config(vocab=2048, layers=1, heads=4, width=64, hidden=256, positions=128, steps=250,
+                    teacher_steps=700, warmup=40, lr=5e-3, **dict(bert.SMALL, accumulate=1)),
+    "tiny": Config(vocab=4096, layers=1, heads=4, width=128, hidden=512, steps=600,
+                   teacher_steps=2000, warmup=60, lr=3e-3, **bert.SMALL),
     "base": Config(),
     "base-cased": Config(vocab=28996),
     "multilingual": Config(vocab=119_547),

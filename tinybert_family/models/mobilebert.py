@@ -1,7 +1,8 @@
 """MobileBERT (Sun, Yu, Song, Liu, Yang, Zhou, 2020): 24 layers that fit into a telephone, taught
-one by one by a teacher of the same shape. Unlike BERT: hidden states are 512 wide between layers
-but 128 inside them; words are 128 wide, and each is read together with its neighbours; a layer has
-four MLPs; and what stands in the norms' place only scales and shifts (NoNorm).
+one by one by a teacher of the same shape (parts/transfer.py). Unlike BERT: hidden states are 512
+wide between layers but 128 inside them; words are 128 wide, and each is read together with its
+neighbours; a layer has four MLPs; and what stands in the norms' place only scales and shifts
+(NoNorm).
 
 The layer is in parts/bottleneck.py; here is what stands around it.
 
@@ -13,7 +14,7 @@ transformers lets the last one see the embedding of [PAD] where a batch was padd
 changes with its company; model(ids, mask, types, pad_like_hf=True) gives these numbers.
 Nothing keeps hidden states near one, either: in published weights they reach 10^7.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,14 +22,14 @@ from ..engine import fused, ops
 from ..engine.nn import Linear, Module, Norm, dropout
 from ..error import Error
 from . import bert
-from .parts import heads, padded
+from .parts import heads, padded, transfer
 from .parts.names import renamed, tasks_of
 from .parts.bottleneck import EPS, Layer, norm_of
 
 
 @dataclass(frozen=True)
 class Config(bert.Config):
-    """The defaults are mobilebert-uncased; the recipe is its last stage, without hidden states."""
+    """The defaults are mobilebert-uncased and its recipe."""
     layers: int = 24
     heads: int = 4
     width: int = 512
@@ -47,11 +48,20 @@ class Config(bert.Config):
     pooled: bool = False            # a task reads tanh(dense(first state)), not the state itself
     seq: int = 512
     accumulate: int = 512           # 2,048 sequences of 512 tokens
-    steps: int = 500_000
+    last_share: float = 0.0         # one length throughout
+    steps: int = 740_000
     lr: float = 1.5e-3
     optimizer: str = "lamb"
+    transfer: str = "progressive"   # progressive, joint, auxiliary, answers, alone
+    transfer_share: float = 24 / 74     # of the steps: 24 layers, 10,000 each
+    phase: int = 0                  # the layer in hand; stages set it
+    pull: float = 3.0               # multiple of the rate by which this layer moves
+    decomposed: bool = False        # compare states as the released code does, not as the paper
+    gold: float = 0.5               # share of the right word in what the student is to answer
+    teacher_steps: int = 500_000    # of a teacher that is trained first
 
-    LIMITS = dict(bert.Config.LIMITS, embedding=(1, 10**5), inner=(1, 10**5), mlps=(1, 1000))
+    LIMITS = dict(bert.Config.LIMITS, embedding=(1, 10**5), inner=(1, 10**5), mlps=(1, 1000),
+                  transfer_share=(0, 1), gold=(0, 1), pull=(0, 100), teacher_steps=(1, 10**9))
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,6 +69,12 @@ class Config(bert.Config):
             raise Error(f"inner: {self.inner} is not divisible by {self.heads} heads")
         if self.norm not in ("no_norm", "layer_norm"):
             raise Error(f"norm: {self.norm!r}, but this model knows no_norm, layer_norm")
+        if self.transfer not in transfer.TRANSFERS:
+            raise Error(f"transfer: {self.transfer!r}, but these are known: "
+                        f"{', '.join(transfer.TRANSFERS)}")
+
+    def stages(self):
+        return transfer.stages(self)
 
 
 class Embeddings(Module):
@@ -189,12 +205,29 @@ HF_TIED = {"cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddi
            "cls.predictions.decoder.bias": "cls.predictions.bias"}
 HF_IGNORED = r"mobilebert\.embeddings\.position_ids"
 
+class Objective(transfer.Objective):
+    @staticmethod
+    def teacher_of(c):
+        """IB-BERT: wider inside than outside, with true norms, and trained as BERT is."""
+        if c.transfer == "alone":
+            return None
+        dropout = 0.0 if c.near else 0.1
+        return "mobilebert", replace(
+            c, inner=2 * c.width, hidden=8 * c.width, shared=False, bottleneck_attention=False,
+            mlps=1, norm="layer_norm", pooled=True, activation="gelu_new", dropout=dropout,
+            head_dropout=dropout, transfer="alone", steps=c.teacher_steps)
+
+
+# Of narrow models: fewer steps for the layers, and smaller ones.
+SMALL = dict(bert.SMALL, transfer_share=0.4, pull=1.0, optimizer="adamw", accumulate=1)
 SIZES = {
     "smoke": Config(vocab=2048, layers=2, width=64, hidden=128, embedding=32, inner=32, mlps=2,
-                    positions=128, steps=2500, warmup=200, lr=5e-3, optimizer="adamw",
-                    **bert.SMALL),
+                    positions=128, steps=250, teacher_steps=350, warmup=25, lr=5e-3, **SMALL),
+    "tiny": Config(vocab=4096, layers=4, width=128, hidden=256, embedding=64, inner=64, mlps=2,
+                   positions=128, steps=800, teacher_steps=800, warmup=80, lr=3e-3, **SMALL),
     "base": Config(),
     "published-tiny": Config(shared=False, bottleneck_attention=True, mlps=2),
     "teacher": Config(hidden=4096, inner=1024, shared=False, mlps=1, norm="layer_norm", pooled=True,
-                      activation="gelu_new", dropout=0.1, head_dropout=0.1),      # IB-BERT-large
+                      activation="gelu_new", dropout=0.1, head_dropout=0.1,     # IB-BERT-large
+                      transfer="alone", steps=500_000),
 }

@@ -78,10 +78,11 @@ class Attention(bert.Attention):
         k = self.qk.rows(s, c.width, None)
         return [ops.concat(k, v, axis=1), q], how
 
-    def scores(self, x, b):
+    def scores(self, x, b, fill=None):
         if self.from_r:
             x = self.narrow(x)
-        return super().scores(x, b)
+        tensors, how = self.ask(x, b)
+        return fused.scores(*tensors, **how, fill=fill)
 
     def forward(self, x, b, rows=None):
         if self.from_r:
