@@ -4,7 +4,10 @@
     python bench.py --peers           beside transformers on torch, and the tokenizers library
     python bench.py --section step --size tiny --peers --json numbers.json
     python bench.py --section text --peers --data my_texts/
-    python bench.py --section family  every model beside BERT, and beside what its paper says
+    python bench.py --section family  every model beside BERT, and beside what its paper says; then
+                                      the papers' claims, each as a small experiment (an hour, and
+                                      a few minutes with --quick)
+    python bench.py --claims sop spans --keep my_claims/
 
 The floor of a step is the time of its matrix products alone (a real step tells which), in arrays
 that are there already, at the rate measured in the same run: no engine on this BLAS goes below. A
@@ -18,7 +21,9 @@ the same whatever the lengths.
 
 What is slow: small and base with --peers (half a minute to a minute a line), long inputs in the
 section family, and torch.compile, which has --compile-seconds in all and finds in the next run what
-it compiled in this one. What was measured before Ctrl-C is written to --json.
+it compiled in this one. What was measured before Ctrl-C is written to --json. Of the claims every
+run is kept in --keep as soon as it is done, and not done again; there lie also their table and a
+plot (claims.txt, .md, .json and .svg).
 
 NOTES on what was tried and did not pay (two shared cores, November 2026):
 - glibc's malloc told to keep what is freed (mallopt): nothing for us, and the peer gains by it
@@ -50,20 +55,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
-from tinybert_family import Error, checkpoint
-from tinybert_family.engine.autograd import OPS, no_grad
+from tinybert_family import Error, checkpoint, claims, feeding, strips, trials
+from tinybert_family.console import Parser
+from tinybert_family.engine.autograd import no_grad
 from tinybert_family.engine.nn import Init
 from tinybert_family.engine.optim import AdamW, Arena, clip
 from tinybert_family.files import write_atomically
+from tinybert_family.measuring import interleave, numbers, operations, products, resident, ROUNDS
 from tinybert_family.text import corpus, tokenizer_files, toy
 from tinybert_family.text.encoders import cores
 from tinybert_family.text.tokenizer import Memo
-from train import Parser, Workers
+from tinybert_family.workers import Workers
 
 
 class Work(NamedTuple):
@@ -82,7 +89,6 @@ SIZES = dict(smoke=Work(2048, 32, 6, 64), tiny=Work(8192, 128, 32, 2048),
              base=Work(None, 128, 4, 2048))
 LENGTHS = "full", "ragged"
 DROPOUTS = 0.1, 0.0
-ROUNDS, PATIENCE = 2, 8         # a line ends early after so many seconds, but not before 2 rounds
 MASK, IGNORED = 103, -100       # [MASK] in BERT's vocabulary; what torch's loss passes over
 
 
@@ -105,17 +111,25 @@ def read_command(argv):
     add("--micro", type=int, metavar="TOKENS", help="in one of our micro-batches")
     add("--compile-seconds", type=float, default=60, metavar="S",
         help="for torch.compile, in all (default 60; 0: leave it out)")
-    add("--data", metavar="PATH", nargs="+", help="for the section text; default: Python's own "
-        "documentation")
+    add("--data", metavar="PATH", nargs="+", help="for the section text and the claims; default: "
+        "Python's own documentation")
+    add("--claims", nargs="+", choices=[*claims.NAMES, "all", "none"], help="which of the papers' "
+        "claims to test; all with --section family")
+    add("--quick", action="store_true", help="an eighth of the steps and two seeds for the claims")
+    add("--seeds", type=int, metavar="N", help="runs of each arm of a claim (default 3)")
+    add("--keep", metavar="FOLDER", default="runs/claims", help="of the claims' runs")
     add("--json", metavar="FILE", help="write all numbers there, too")
     add("--alone", choices=["ours", "transformers"],
         help="one side of the first line in this process: its memory and time, as JSON")
     args = parser.read(argv)
     args.others = () if args.model or args.size else checkpoint.MODELS[1:]
+    args.claims = chosen_claims(args)
+    if args.claims and not args.section:
+        args.section = ["claims"]
     args.section, args.model = args.section or SECTIONS, args.model or ["bert"]
     if "all" in args.model:
         args.model = checkpoint.MODELS
-    for name in "repeats", "micro":
+    for name in "repeats", "micro", "seeds":
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise Error(f"--{name} {getattr(args, name)}: it must be at least 1")
     if args.data:
@@ -127,6 +141,14 @@ def read_command(argv):
     args.notes = []
     args.lines = lines_of(args)
     return args
+
+
+def chosen_claims(args):
+    """Those asked for; all with the section family, if that is asked for; else none."""
+    asked = args.claims or (["all"] if "family" in (args.section or ()) else [])
+    if "none" in asked:
+        return []
+    return claims.NAMES if "all" in asked else list(dict.fromkeys(asked))
 
 
 def lines_of(args):
@@ -213,6 +235,10 @@ class MaskedWords:
         x = model.encode(b["inputs"], b["asked"])                                       # [K, H]
         return dict(mlm_loss=model.mlm.loss(x, b["labels"], np.full(len(x), 1 / count, x.dtype)))
 
+    @staticmethod
+    def total(losses):
+        return losses["mlm_loss"]
+
 
 class Ours:
     """Our model, and what a training step or an inference on a batch is."""
@@ -264,52 +290,6 @@ class Ours:
 
 
 # ---- the floor
-
-class Watched(np.ndarray):
-    """An array that tells of the matrix products it takes part in; their results tell nothing."""
-    told = []                   # (shape of the first, shape of the second, shape of the product)
-
-    def __array_ufunc__(self, ufunc, method, *inputs, **how):
-        inputs = [plain(x) for x in inputs]
-        if "out" in how:
-            how["out"] = tuple(map(plain, how["out"]))
-        y = getattr(ufunc, method)(*inputs, **how)
-        if ufunc is np.matmul and min(x.ndim for x in inputs) > 1:  # sums are products with vectors
-            Watched.told.append((*[x.shape for x in inputs], y.shape))
-        return y
-
-
-def plain(x):
-    return x.view(np.ndarray) if type(x) is Watched else x
-
-
-def watched(forward, xp, *arrays, **static):
-    """The forward of an op, given arrays that tell."""
-    arrays = [x.view(Watched) if isinstance(x, np.ndarray) else x for x in arrays]
-    return forward(xp, *arrays, **static)
-
-
-def products(run):
-    """(m, k, n, how many) of all products [m, k] x [k, n] of matrices that a call makes in ops.
-
-    They are listened to, not derived from the Config: so they are right for layers that are shared,
-    narrow, or see a window, and for scores that depend on distances.
-    """
-    before = {op: op.text.forward for op in OPS.values()}
-    Watched.told = []
-    try:
-        for op, forward in before.items():
-            op.text.forward = functools.partial(watched, forward)
-        run()
-    finally:
-        for op, forward in before.items():
-            op.text.forward = forward
-    return [(a[-2], a[-1], b[-1], math.prod(y[:-2])) for a, b, y in Watched.told]
-
-
-def operations(shapes):
-    return sum(2 * m * k * n * c for m, k, n, c in shapes)
-
 
 def floor_of(shapes, train):
     """(a function that does the products of a step and nothing else, how many operations)"""
@@ -437,47 +417,6 @@ def at_most(seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-# ---- measuring
-
-def interleave(sides, repeats, clock):
-    """{name: seconds per call, round by round}. The sides take turns, so that whatever else the
-    machine does falls on all alike."""
-    calls, times = {}, {name: [] for name in sides}
-    for name, side in sides.items():        # warm up, and find how many calls make 50 milliseconds
-        start = clock()
-        side()
-        once = max(1e-6, clock() - start)
-        calls[name] = max(1, int(0.05 / once))
-    began = time.perf_counter()
-    for i in range(repeats):
-        if i >= ROUNDS and time.perf_counter() - began > PATIENCE:
-            break
-        for name, side in sides.items():
-            start = clock()
-            for _ in range(calls[name]):
-                side()
-            times[name].append((clock() - start) / calls[name])
-    return times
-
-
-def spread(values):
-    """Half the interquartile range over the median; below four values, half the whole range."""
-    few = len(values) < 4
-    low, high = (min(values), max(values)) if few else quantiles(values, n=4)[::2]
-    return (high - low) / 2 / median(values)
-
-
-def numbers(amount, unit, times, peer):
-    """The columns of every row: amount per second on both sides, their ratio and its spread."""
-    row = dict(ours=amount / median(times["ours"]), peer=None, unit=unit, ratio=None,
-               spread=spread(times["ours"]), peer_name=peer)
-    if peer:
-        row["peer"] = amount / median(times[peer])
-        row["ratio"] = row["ours"] / row["peer"]
-        row["spread"] = spread([p / o for p, o in zip(times[peer], times["ours"])])
-    return row
-
-
 # ---- the sections step and infer
 
 def model_rows(args, peers):
@@ -574,23 +513,6 @@ def alone(args, peers):
     print(json.dumps(told))
 
 
-def resident(field):
-    """MB of this process in memory, now (VmRSS) or at the most so far (VmHWM).
-
-    Linux says so itself. Elsewhere ru_maxrss stands for both; on Linux it would remember the
-    parent's peak as well.
-    """
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(field + r":\s+(\d+) kB", status)[1]) / 1024
-    except OSError:
-        if os.name == "nt":
-            return 0.0
-        import resource
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
 # ---- the section text
 
 def text_rows(args):
@@ -602,6 +524,7 @@ def text_rows(args):
         documents = toy.documents(20) if smoke else corpus.embedded()
     lines = [line for document in documents for line in document.sentences]
     lines = lines[::max(1, sum(map(len, lines)) // 2_000_000)]      # from everywhere
+    yield from data_rows(args, smoke)
     library = import_tokenizers(args) if args.peers else None
     for kind in tokenizer_files.KINDS.values():
         say(f"text: {kind.KIND}")
@@ -614,6 +537,27 @@ def text_rows(args):
         told = [f"{batch.ids.size / speed / step:.2%} {name}" for name, speed in speeds.items()]
         args.notes.append(f"text: encoding {batch.ids.size:,} new tokens takes, of the time of a "
                           f"training step on them, bert {size}: {', '.join(told)}")
+
+
+def data_rows(args, smoke):
+    """How fast each objective's batches are made, beside how fast they ought to be."""
+    scale = trials.Scale(words=8192, stories=60, data=tuple(args.data or ()))
+    text = trials.text_of("toy" if smoke else "text", scale)
+    for name in checkpoint.MODELS:
+        say(f"text: data of {name}")
+        try:
+            objective = feeding.objective_of(name, text, "smoke" if smoke else "base")
+        except Error as problem:
+            args.notes.append(f"text: no data of {name} from this text: {problem}")
+            continue
+        run, tokens = feeding.feeder(objective)
+        times = interleave(dict(ours=run), args.repeats, time.process_time)
+        facts = dict(section="text", what="data", model=name, lengths="full")
+        row = facts | numbers(tokens, "tokens/s", times, None)
+        row["size"] = str(objective.config.seq)
+        row["peer_name"], row["peer"] = "goal", feeding.goal(name)
+        row["ratio"] = row["ours"] / row["peer"]
+        yield row
 
 
 def learning(args, kind, lines, size, library):
@@ -761,6 +705,30 @@ def beside(args, this, base, said):
         yield facts | numbers(1, "tokens/s", each, "transformers")
 
 
+# ---- what the papers claim
+
+def claim_rows(args):
+    """A row for each claim, of runs that are done now or were kept."""
+    scale, seeds = (trials.QUICK, 2) if args.quick else (trials.FULL, 3)
+    scale = replace(scale, data=tuple(args.data or ()))
+    seeds = args.seeds or seeds
+    wanted = claims.wanted(args.claims)
+    results = trials.run(claims.ARMS, wanted, seeds, scale, args.keep, cores(), say)
+    chosen = [claim for claim in claims.CLAIMS if claim.name in args.claims]
+    rows = list(filter(None, (claims.judged(claim, results) for claim in chosen)))
+    if len(rows) < len(chosen):
+        args.notes.append(f"claims: {len(chosen) - len(rows)} could not be tested, see above")
+    args.notes.append(f"claims: {claims.summary(rows)}; table and plot are in {args.keep}")
+    text = [line for row in rows for line in claims.lines(row)]
+    files = {"claims.txt": "\n".join([*text, ""]),
+             "claims.md": "\n".join([*claims.table(rows), ""]),
+             "claims.json": json.dumps(rows, indent=1),
+             "claims.svg": strips.svg(rows)}
+    for name, content in files.items():
+        write_atomically(Path(args.keep) / name, content.encode())
+    return rows
+
+
 # ---- what comes out
 
 COLUMNS = [                                 # heading, width (left when negative), key, format
@@ -821,21 +789,34 @@ def say(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def all_rows(args, peers):
+    """Of the sections that are asked for, as they are measured."""
+    yield from model_rows(args, peers)
+    if "text" in args.section:
+        yield from text_rows(args)
+    if "family" in args.section:
+        yield from family_rows(args, peers)
+    if args.claims:
+        yield from claim_rows(args)
+
+
 def bench(args):
-    wanted = args.peers and set(args.section) != {"text"} or args.alone == "transformers"
+    modelled = set(args.section) - {"text", "claims"}
+    wanted = args.peers and modelled or args.alone == "transformers"
     peers = import_peers() if wanted else None
     if args.alone:
         return alone(args, peers)
     about, rows, columns = machine(args), [], None
     print(", ".join(f"{key} {value}" for key, value in about.items()), flush=True)
     try:
-        for row in itertools.chain(model_rows(args, peers),
-                                   text_rows(args) if "text" in args.section else (),
-                                   family_rows(args, peers) if "family" in args.section else ()):
+        for row in all_rows(args, peers):
+            rows.append(row)
+            if row["section"] == "claims":
+                print(*claims.lines(row), sep="\n", flush=True)
+                continue
             before, columns = columns, FAMILY if row["section"] == "family" else COLUMNS
             if columns is not before:
                 print(line(columns))
-            rows.append(row)
             print(line(columns, row), flush=True)
     finally:
         notes = [*args.notes, *closing_notes(rows)]

@@ -99,6 +99,11 @@ def read_command(argv):
     given = {k.removeprefix("config_"): v for k, v in vars(args).items()
              if k.startswith("config_") and v is not None}
     config = replace(module.SIZES[size], **given)
+    if args.teacher and not module.Objective.teacher_of(config):
+        raise Error(f"--teacher: {model} learns without one; leave it out")
+    files = {name for name in KNOWLEDGE if getattr(args, name)}
+    if files and not module.Objective.needs(config, files):
+        raise Error(f"--{min(files)}: {model} asks for no such knowledge; leave it out")
     flags = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
     return args, module, config, flags
 
@@ -163,8 +168,6 @@ def knowledge_of(args, module, config, documents, corpus, tokenizer):
     files = {name: getattr(args, name) for name in KNOWLEDGE}
     given = {name for name, path in files.items() if path}
     needs = module.Objective.needs(config, given)
-    if not needs and given:
-        raise Error(f"--{min(given)}: {args.model} asks for no such knowledge; leave it out")
     if not needs:
         return None
     return knowledge.build(needs, documents, corpus, tokenizer, files, corpus.folder,
@@ -178,8 +181,6 @@ def teacher_of(args, module, config, folder, tokenizer):
     """
     wanted = module.Objective.teacher_of(config)
     if not wanted:
-        if args.teacher:
-            raise Error(f"--teacher: {args.model} learns without one; leave it out")
         return None, 0
     if args.teacher:
         same_words(args.teacher, tokenizer)

@@ -12,7 +12,8 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 import bench  # noqa: E402
-from tinybert_family import Error, checkpoint  # noqa: E402
+from tinybert_family import Error, checkpoint, measuring  # noqa: E402
+from tinybert_family.engine.autograd import OPS  # noqa: E402
 from tinybert_family.text import tokenizer_files  # noqa: E402
 from tinybert_family.text.wordpiece import SPECIAL, WordPiece  # noqa: E402
 
@@ -44,12 +45,18 @@ def test_every_row_has_the_promised_columns_and_there_is_one_for_every_combinati
               for lengths in ("full", "ragged")]
     assert sorted(models) == sorted(wanted)
     text = [(row["model"], row["what"]) for row in rows if row["section"] == "text"]
-    assert text == [(kind, what) for kind in ("wordpiece", "bpe", "unigram")
-                    for what in ("learn", "encode warm", "encode cold")]
+    assert text == [(name, "data") for name in checkpoint.MODELS] + [
+        (kind, what) for kind in ("wordpiece", "bpe", "unigram")
+        for what in ("learn", "encode warm", "encode cold")]
 
 
 def test_without_peers_there_are_our_numbers_the_floor_and_our_memory(ours):
     rows = [row for row in ours[1]["rows"] if row["section"] != "family"]
+    for row in [row for row in rows if row["what"] == "data"]:
+        assert row["ratio"] == row["ours"] / row["peer"] and row["unit"] == "tokens/s"
+        assert (row["peer_name"], row["size"]) == ("goal", "32") and row["spread"] >= 0
+        assert row["peer"] == (500_000 if row["model"] in bench.feeding.WHOLE else 1_500_000)
+    rows = [row for row in rows if row["what"] != "data"]
     for row in rows:
         assert row["ours"] > 0 and row["spread"] >= 0
         assert row["peer"] is row["ratio"] is row["peer_name"] is None
@@ -84,7 +91,9 @@ def test_the_family_has_a_line_for_every_model_beside_bert_and_two_for_long_inpu
         assert "said_faster" not in row                     # papers speak of the published sizes
     flops = {(row["model"], row["seq"]): row["flops"] for row in rows}
     # 2 layers of 64: all but attention is 24 H^2 a token, and each key of 32 takes 4 H
-    assert flops["bert", 32] == 2 * (24 * 64 ** 2 + 4 * 32 * 64) == flops["distilbert", 32]
+    layers = checkpoint.variant("distilbert", "test").SIZES["smoke"].layers
+    each = 24 * 64 ** 2 + 4 * 32 * 64
+    assert (flops["bert", 32], flops["distilbert", 32]) == (2 * each, layers * each)
     assert flops["modernbert", 128] > flops["modernbert", 32]
 
 
@@ -162,9 +171,10 @@ def test_encoders_agree_on_every_line_and_vocabularies_suit_other_text_alike(tmp
         wanted |= {(kind.lower(), "learn", "tokenizers")}
         wanted |= {(kind.lower(), f"encode {what}", peer) for what in ("cold", "warm")
                    for peer in ("tokenizers", "tokenizers fast")}
-    assert {(r["model"], r["what"], r["peer_name"]) for r in told["rows"]} == wanted
-    assert len(told["rows"]) == len(wanted)
-    for row in told["rows"]:
+    rows = [row for row in told["rows"] if row["what"] != "data"]
+    assert {(r["model"], r["what"], r["peer_name"]) for r in rows} == wanted
+    assert len(rows) == len(wanted)
+    for row in rows:
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
 
 
@@ -187,7 +197,7 @@ def test_a_text_of_ones_own_is_learnt_from(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "learning", learning)
     monkeypatch.setattr(bench, "encoding", lambda *args: (yield from ()) or 1.0)
     args = bench.read_command([*SMOKE, "--section", "text", "--data", str(tmp_path / "a.txt")])
-    assert list(bench.text_rows(args)) == []
+    assert {row["what"] for row in bench.text_rows(args)} == {"data"}
     assert seen == [[f"One word and word {n}." for n in range(400)]] * 3
 
 
@@ -249,7 +259,7 @@ def test_a_network_that_transformers_builds_otherwise_is_measured_alone():
 
 @pytest.mark.parametrize("command", [
     "--section kernels", "--size huge", "--model burt", "--model bert burt", "--threads 3",
-    "--size tiny --model roberta modernbert", "--repeats 0",
+    "--size medium --model roberta modernbert", "--repeats 0",
     "--repeats x", "--micro -1", "--dropout 0.5", "--speed", "--json no/such/folder/x.json",
     "--data no/such/text.txt"])
 def test_a_wrong_argument_is_one_line_and_status_2(command, capsys):
@@ -266,8 +276,8 @@ def test_models_are_measured_at_the_sizes_they_have():
     sizes = ["tiny", "mini", "small", "base"]
     assert lines("") == ([("bert", size) for size in sizes], [])
     assert lines("--size base --model all")[0] == [(name, "base") for name in checkpoint.MODELS]
-    assert lines("--model roberta bert --size tiny") == ([("bert", "tiny")],
-                                                         ["no size tiny: roberta"])
+    assert lines("--model roberta bert --size mini") == ([("bert", "mini")],
+                                                         ["no size mini: roberta"])
     assert lines("--model mobilebert --size teacher")[0] == [("mobilebert", "teacher")]
 
 
@@ -289,6 +299,37 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch, tmp_path,
     file = tmp_path / "numbers.json"
     assert bench.main([*SMOKE, "--json", str(file)]) == 130
     assert [row["ours"] for row in json.loads(file.read_text())["rows"]] == [1.0]
+
+
+def test_claims_are_tested_where_they_or_the_family_are_asked_for():
+    def chosen(command):
+        args = bench.read_command(command.split())
+        return args.claims, tuple(args.section)
+    every = bench.claims.NAMES
+    assert chosen("") == ([], bench.SECTIONS)
+    assert chosen("--section family") == (every, ("family",))
+    assert chosen("--section family --claims none") == ([], ("family",))
+    assert chosen("--claims sop nsp sop") == (["sop", "nsp"], ("claims",))
+    assert chosen("--claims all") == (every, ("claims",))
+
+
+def test_claims_end_as_rows_a_table_and_a_plot(monkeypatch, tmp_path, capsys):
+    def run(arms, wanted, seeds, scale, folder, processes, say):
+        asked.append((set(wanted), seeds, scale.quick, scale.data))
+        cost = dict(tokens=1e6, flops=1e9, seconds=1.0, steps=1)
+        return {name: [dict(cost, values=dict(speed=1.0 + (name == "packed")))] * seeds
+                for name in wanted}
+    asked = []
+    monkeypatch.setattr(bench.trials, "run", run)
+    command = ["--claims", "unpadding", "--quick", "--keep", str(tmp_path)]
+    assert bench.main([*command, "--json", str(tmp_path / "numbers.json")]) == 0
+    assert asked == [({"packed", "padded"}, 2, True, ())]
+    row, = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert (row["section"], row["claim"], row["verdict"]) == ("claims", "unpadding", "holds")
+    assert json.loads((tmp_path / "claims.json").read_text()) == [row]
+    printed = capsys.readouterr().out
+    assert (tmp_path / "claims.txt").read_text() in printed and "of 1 claims 1 hold" in printed
+    assert (tmp_path / "claims.svg").read_text().startswith("<svg")
 
 
 # ---- the parts
@@ -352,16 +393,16 @@ def test_the_floor_of_training_has_thrice_the_products_and_the_last_layer_only_w
 
 
 def test_listening_to_products_changes_no_number_and_leaves_no_trace():
-    before = {name: op.text.forward for name, op in bench.OPS.items()}
+    before = {name: op.text.forward for name, op in OPS.items()}
     side, batch = ours_at("ragged", False, "deberta")[1:]
     heard = []
     bench.products(lambda: heard.extend(side.infer(batch)()))
-    told = list(bench.Watched.told)
+    told = list(measuring.Watched.told)
     np.testing.assert_array_equal(heard[0], side.infer(batch)()[0])
-    assert type(heard[0]) is np.ndarray and told == bench.Watched.told
+    assert type(heard[0]) is np.ndarray and told == measuring.Watched.told
     with pytest.raises(ZeroDivisionError):
         bench.products(lambda: 1 / 0)
-    assert before == {name: op.text.forward for name, op in bench.OPS.items()}
+    assert before == {name: op.text.forward for name, op in OPS.items()}
 
 
 def test_products_of_shared_layers_windows_and_distances_are_heard():

@@ -197,7 +197,7 @@ class Objective(distil.Answers):
 
 SIZES = {
     "smoke": Config(vocab=2048, layers=1, heads=4, width=64, hidden=256, positions=128, steps=250,
-                    teacher_steps=700, warmup=40, lr=5e-3, **dict(bert.SMALL, accumulate=1)),
+                    teacher_steps=700, warmup=40, lr=5e-3, **dict(bert.SMALL, tokens=1024)),
     "tiny": Config(vocab=4096, layers=1, heads=4, width=128, hidden=512, steps=600,
                    teacher_steps=2000, warmup=60, lr=3e-3, **bert.SMALL),
     "base": Config(),

@@ -219,7 +219,7 @@ class Objective(transfer.Objective):
 
 
 # Of narrow models: fewer steps for the layers, and smaller ones.
-SMALL = dict(bert.SMALL, transfer_share=0.4, pull=1.0, optimizer="adamw", accumulate=1)
+SMALL = dict(bert.SMALL, transfer_share=0.4, pull=1.0, optimizer="adamw", tokens=1024)
 SIZES = {
     "smoke": Config(vocab=2048, layers=2, width=64, hidden=128, embedding=32, inner=32, mlps=2,
                     positions=128, steps=250, teacher_steps=350, warmup=25, lr=5e-3, **SMALL),

@@ -288,7 +288,7 @@ def variance(total, square, n):
 
 # Of narrow models: rates as high as theirs are, and fewer examples.
 SMALL = dict(bert.SMALL, intermediate=0.25, intermediate_lr=2e-3, prediction=0.25,
-             prediction_lr=1e-3, tuning=12, tuning_lr=2e-3, augmented=2, labels=4, accumulate=1)
+             prediction_lr=1e-3, tuning=12, tuning_lr=2e-3, augmented=2, labels=4, tokens=1024)
 SIZES = {
     "smoke": Config(vocab=2048, layers=1, heads=4, width=48, hidden=192, positions=128,
                     teacher_width=64, steps=300, teacher_steps=700, warmup=30, lr=5e-3, **SMALL),
