@@ -713,7 +713,8 @@ def claim_rows(args):
     scale = replace(scale, data=tuple(args.data or ()))
     seeds = args.seeds or seeds
     wanted = claims.wanted(args.claims)
-    results = trials.run(claims.ARMS, wanted, seeds, scale, args.keep, cores(), say)
+    results = trials.run(claims.ARMS, wanted, seeds, scale, args.keep, cores(), say,
+                         claims.COMMAND)
     chosen = [claim for claim in claims.CLAIMS if claim.name in args.claims]
     rows = list(filter(None, (claims.judged(claim, results) for claim in chosen)))
     if len(rows) < len(chosen):

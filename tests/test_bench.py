@@ -314,7 +314,7 @@ def test_claims_are_tested_where_they_or_the_family_are_asked_for():
 
 
 def test_claims_end_as_rows_a_table_and_a_plot(monkeypatch, tmp_path, capsys):
-    def run(arms, wanted, seeds, scale, folder, processes, say):
+    def run(arms, wanted, seeds, scale, folder, processes, say, command):
         asked.append((set(wanted), seeds, scale.quick, scale.data))
         cost = dict(tokens=1e6, flops=1e9, seconds=1.0, steps=1)
         return {name: [dict(cost, values=dict(speed=1.0 + (name == "packed")))] * seeds

@@ -1,12 +1,14 @@
 """The papers' claims in miniature: the verdict, what is kept of runs, what is counted, and probes
 that must find what is there and nothing where nothing is."""
 import json
+import sys
 import xml.etree.ElementTree as xml
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from objectives import first_batches, language, prepared
 
 from tinybert_family import Error, checkpoint, claims, feeding, measuring, probes, strips, trials
@@ -272,9 +274,18 @@ def test_an_arm_that_cannot_be_trained_is_said_and_the_others_go_on(tmp_path, mo
 def test_the_same_seed_comes_to_the_same_numbers_in_a_process_of_its_own(tmp_path):
     one, two = ran(tmp_path / "a", dict(bert=("loss",)), seeds=2)[0]["bert"]
     assert one["values"] != two["values"] and one["flops"] > 1e8
-    found = trials.run(ARMS, dict(bert=("loss",)), 2, LITTLE, tmp_path / "b", 2, print)["bert"]
+    served = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n" \
+        "import test_claims; test_claims.trials.serve(test_claims.ARMS)"
+    found = trials.run(ARMS, dict(bert=("loss",)), 2, LITTLE, tmp_path / "b", 2, print,
+                       [sys.executable, "-c", served])["bert"]
     for there, here in zip(found, (one, two)):
         assert {**there, "seconds": 0} == {**here, "seconds": 0}
+
+
+def test_a_process_that_dies_is_told_and_the_others_go_on(tmp_path):
+    said, dies = [], [sys.executable, "-c", "import sys; sys.exit('killed')"]
+    found = trials.run(ARMS, dict(bert=("loss",)), 2, LITTLE, tmp_path, 2, said.append, dies)
+    assert found == {} and any("status 1 (killed)" in line for line in said)
 
 
 def test_what_there_is_to_know_beside_the_text_is_found_before_the_runs(tmp_path, monkeypatch):

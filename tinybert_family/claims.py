@@ -10,9 +10,11 @@ each, chance does that once in twenty times), DOES NOT where it is the other way
 UNDECIDED where the two ranges overlap. `by` moves the bar: the model must be better by so much, or
 may be worse by so much and still counts as just as good.
 """
+import sys
 from statistics import fmean
 from typing import NamedTuple
 
+from . import trials
 from .models import bert, bert_wwm, distilbert, macbert, spanbert
 from .models.parts import distil
 from .probes import MEASURES, NATS, SHARE
@@ -341,3 +343,11 @@ def summary(rows):
     counts = [f"{sum(row['verdict'] == v for row in rows)} {told}" for v, told in
               ((HOLDS, "hold"), (NOT, "do not hold at this size"), (UNDECIDED, "are undecided"))]
     return f"of {len(rows)} claims {', '.join(counts)}"
+
+
+# ---- a process that trains some of the arms
+
+COMMAND = [sys.executable, "-m", "tinybert_family.claims"]
+
+if __name__ == "__main__":
+    trials.serve(ARMS)

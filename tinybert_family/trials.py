@@ -14,11 +14,10 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import signal
+import subprocess
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,9 +339,10 @@ def with_teachers(arms, wanted):
     return first | {name: wanted[name] for name in wanted if name not in first}
 
 
-def run(arms, wanted, seeds, scale, folder, processes, say):
+def run(arms, wanted, seeds, scale, folder, processes, say, command=None):
     """Train what is not kept yet. wanted: {arm: measures}. -> {arm: [what each seed came to]}, of
-    those arms that could be trained; why one could not is said."""
+    those arms that could be trained; why one could not is said. command: what starts a process
+    that serves() the same arms; without one there is but this process."""
     folder = Path(folder)
     make_writable(folder, "--keep")
     wanted = with_teachers(arms, wanted)
@@ -372,7 +372,7 @@ def run(arms, wanted, seeds, scale, folder, processes, say):
     for wave in True, False:
         some = [job for job in waiting if bool(arms[job[0]].teaches) == wave]
         some = [job for job in some if arms[job[0]].teacher not in failed]
-        for (name, seed), found in done(some, arguments, processes):
+        for (name, seed), found in done(some, arguments, processes, command):
             if isinstance(found, Error):
                 failed.add(name)
                 say(f"claims: {name} cannot be trained: {found}")
@@ -397,35 +397,50 @@ def learn(arms, name, scale, say):
             facts_of(kind, config, text)
 
 
-def done(jobs, arguments, processes):
-    """(job, what trial() gave, or its Error) as they end."""
-    if processes == 1 or len(jobs) < 2:
+def done(jobs, arguments, processes, command):
+    """(job, what trial() gave, or its Error) as they end. Several processes get their jobs, and say
+    what came of them, as JSON."""
+    if processes == 1 or len(jobs) < 2 or not command:
         for job in jobs:
-            yield job, attempt(arguments(*job))
+            yield job, attempt(*arguments(*job))
         return
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, fresh, signal.signal, QUIET) as pool:
-        futures = {pool.submit(attempt, arguments(*job)): job for job in jobs}
+    with ThreadPoolExecutor(processes) as pool:
+        futures = {pool.submit(elsewhere, command, *arguments(*job)): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise Error("claims: a process was killed in the middle of a run; perhaps the memory "
-                        "was short. What was done before is kept: start again") from None
-        except BaseException:                       # Ctrl-C: nobody waits for half a run
-            for child in multiprocessing.active_children():
-                child.terminate()
+        except BaseException:                       # Ctrl-C ends the processes, too
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-QUIET = signal.SIGINT, signal.SIG_IGN               # Ctrl-C is for the first process to answer
-
-
-def attempt(given):
+def attempt(*given):
     try:
         return trial(*given)
     except Error as problem:                        # of one arm; the others go on
         return problem
+
+
+def elsewhere(command, _, name, seed, measures, scale, folder, keys):
+    """The same in a process of its own, whose arms are those of its module."""
+    job = dict(name=name, seed=seed, measures=measures, scale=asdict(scale), folder=folder,
+               keys=keys)
+    ended = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
+    if ended.returncode:
+        last = (ended.stderr.strip() or "nothing was said").splitlines()[-1]
+        return Error(f"its process ended with status {ended.returncode} ({last}); what was done "
+                     "before is kept: start again")
+    found = json.loads(ended.stdout.splitlines()[-1])
+    return Error(found["error"]) if "error" in found else found
+
+
+def serve(arms):
+    """What such a process does: one job from standard input, one line of JSON to standard output."""
+    job = json.load(sys.stdin)
+    scale = Scale(**dict(job["scale"], data=tuple(job["scale"]["data"])))
+    found = attempt(arms, job["name"], job["seed"], tuple(job["measures"]), scale, job["folder"],
+                    job["keys"])
+    print(json.dumps(dict(error=str(found)) if isinstance(found, Error) else found))
 
 
 class Clock:
