@@ -93,3 +93,41 @@ def test_chance_names_the_scores_that_it_is_held_against(name):
     scores, chance = trainer.scores(), trainer.chance()
     assert set(chance) <= set(scores) and chance
     assert all(np.isfinite(x) for x in [*scores.values(), *chance.values()])
+
+
+# What each is to gain on knowing nothing, on held-out documents of the toy language after a few
+# hundred small steps: a task's accuracy above chance, or the share of chance's loss that is gone.
+GAINS = dict(
+    bert=dict(mlm_accuracy=0.1), roberta=dict(mlm_accuracy=0.1), albert=dict(mlm_accuracy=0.03),
+    distilbert=dict(mlm_loss=0.1, soft_loss=0.5, turned_loss=0.2),
+    electra=dict(rtd_balanced_accuracy=0.1, mlm_accuracy=0.03),
+    deberta=dict(mlm_accuracy=0.1),
+    deberta_v2=dict(rtd_balanced_accuracy=0.05, mlm_accuracy=0.1),
+    modernbert=dict(mlm_accuracy=0.3), ernie=dict(mlm_accuracy=0.05),
+    ernie2=dict(capital_accuracy=0.05, recurs_accuracy=0.05, discourse_accuracy=0.2),
+    ernie_thu=dict(entity_accuracy=0.3, entity_lost_accuracy=0.1, mlm_accuracy=0.05),
+    spanbert=dict(mlm_accuracy=0.1, sbo_accuracy=0.1),
+    tinybert=dict(embedding_loss=0.5, states_loss=0.5, scores_loss=0.5),
+    mobilebert=dict(mlm_accuracy=0.1), bert_wwm=dict(mlm_accuracy=0.1),
+    macbert=dict(mlm_loss=0.2, mlm_accuracy=0.03, sop_accuracy=0.1),
+    structbert=dict(mlm_accuracy=0.1, wso_accuracy=0.02, nsp_accuracy=0.08))
+
+
+# Of two stages the first: the teacher here was never taught, so it has no task to hand on.
+ALONE = dict(tinybert=dict(intermediate=0.0, prediction=0.0))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_learns_what_it_is_for(name):
+    trainer = prepared(name, steps=300, warmup=30, tokens=1024, **ALONE.get(name, {}))
+    first = trainer.scores()
+    for done in trainer.run():
+        assert np.isfinite(done.loss)
+    last, chance = trainer.scores(), trainer.chance()
+    if first.keys() == last.keys():
+        assert last["eval_loss"] < first["eval_loss"]
+    for metric, margin in GAINS[name].items():
+        gain = last[metric] - chance[metric]
+        if metric.endswith("loss"):
+            gain = -gain / chance[metric]
+        assert gain > margin, (metric, chance[metric], last[metric])

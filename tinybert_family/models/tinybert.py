@@ -66,7 +66,6 @@ class Config(bert.Config):
         if self.follow not in FOLLOW:
             raise Error(f"follow: {self.follow!r}, but these are known: {', '.join(FOLLOW)}")
 
-
     def stages(self):
         """First the language, then the task: how to read its texts, then what to answer."""
         rest = 1 - self.intermediate - self.prediction
