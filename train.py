@@ -101,9 +101,12 @@ def read_command(argv):
     config = replace(module.SIZES[size], **given)
     if args.teacher and not module.Objective.teacher_of(config):
         raise Error(f"--teacher: {model} learns without one; leave it out")
-    files = {name for name in KNOWLEDGE if getattr(args, name)}
-    if files and not module.Objective.needs(config, files):
-        raise Error(f"--{min(files)}: {model} asks for no such knowledge; leave it out")
+    own = {name for name in KNOWLEDGE if getattr(args, name)}
+    if own and not module.Objective.needs(config, own):
+        raise Error(f"--{min(own)}: {model} asks for no such knowledge; leave it out")
+    for name in sorted(own):
+        if not os.path.isfile(getattr(args, name)):
+            raise Error(f"--{name} {getattr(args, name)}: there is no such file")
     flags = {a.split("=")[0].lstrip("-").replace("-", "_") for a in argv if a.startswith("--")}
     return args, module, config, flags
 
