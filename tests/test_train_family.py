@@ -132,4 +132,5 @@ def test_knowledge_is_read_from_the_users_file_and_checked(text, tmp_path):
 def test_a_text_without_what_an_objective_needs_is_refused_with_the_remedy(tmp_path):
     plain = tmp_path / "plain.txt"
     plain.write_text("\n\n".join(["the cat sat on the mat and looked at the dog over there."] * 90))
-    refused(run(command("ernie_thu", str(plain), tmp_path / "a", "--steps 2")), "no entities", "--entities")
+    done = run(command("ernie_thu", str(plain), tmp_path / "a", "--steps 2"))
+    refused(done, "no entities", "--entities")
