@@ -435,7 +435,7 @@ def elsewhere(command, _, name, seed, measures, scale, folder, keys):
 
 
 def serve(arms):
-    """What such a process does: one job from standard input, one line of JSON to standard output."""
+    """What such a process does: one job from standard input, one line of JSON to its output."""
     job = json.load(sys.stdin)
     scale = Scale(**dict(job["scale"], data=tuple(job["scale"]["data"])))
     found = attempt(arms, job["name"], job["seed"], tuple(job["measures"]), scale, job["folder"],

@@ -200,7 +200,7 @@ HF_IGNORED = r"electra\.embeddings\.position_ids"
 SMALL = dict(bert.SMALL, tokens=1024, lr=7e-4)
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, embedding=32, positions=128,
-                 generator_depth=0.5, steps=1000, warmup=60, **SMALL),
+                 generator_depth=0.5, steps=800, warmup=60, **SMALL),
     tiny=Config(layers=2, heads=2, width=128, hidden=512, embedding=64, generator_depth=0.5,
                 steps=8000, warmup=400, **SMALL),
     # The small one that was published has a generator as wide as itself (generator_size 1).

@@ -243,7 +243,7 @@ class Objective(bert.Objective):
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=128, positions=128, window=16,
-                 steps=1000, warmup=70, lr=5e-3, last_lr=2e-3, ending=0.1, first_accumulate=1,
+                 steps=700, warmup=70, lr=5e-3, last_lr=2e-3, ending=0.1, first_accumulate=1,
                  growth=0.1, **dict(bert.SMALL, near=False, last_seq=64, last_share=0.2)),
     tiny=Config(vocab=8192, layers=4, heads=2, width=128, hidden=256, window=32, steps=4000,
                 warmup=200, lr=3e-3, last_lr=1e-3, ending=0.1, first_accumulate=1, growth=0.1,
