@@ -88,3 +88,12 @@ def loss_of(trainer, batches, step=0):
 
 
 MARKS = SimpleNamespace(pad=0, unk=4, cls=1, sep=2, mask=3)
+
+
+def chi_square(seen, expected):
+    """How many standard deviations too far from the law these counts are: above 3.1 once in a
+    thousand times (the cube root of chi-square is nearly normal: Wilson and Hilferty, 1931)."""
+    seen, expected = np.asarray(seen, float), np.asarray(expected, float)
+    k = len(seen) - 1
+    x = ((seen - expected) ** 2 / expected).sum() / k
+    return (x ** (1 / 3) - (1 - 2 / (9 * k))) / np.sqrt(2 / (9 * k))

@@ -7,7 +7,7 @@ import masks
 import numpy as np
 import objectives
 import pytest
-from scipy import stats
+from objectives import chi_square
 
 import tinybert_family as tbf
 from tinybert_family.engine.autograd import Tensor
@@ -66,9 +66,9 @@ def test_words_are_drawn_as_often_as_the_softmax_has_it(words):
     p /= p.sum()
     seen = np.bincount(found, minlength=words)
     if words > 1:
-        assert stats.chisquare(seen, p * n).pvalue > 1e-3
+        assert chi_square(seen, p * n) < 3.1
         # and the test would tell: of the largest word always, or of other odds
-        assert stats.chisquare(seen, np.roll(p, 1) * n).pvalue < 1e-9
+        assert chi_square(seen, np.roll(p, 1) * n) > 6
     assert seen.sum() == n
 
 
@@ -145,7 +145,8 @@ def test_guesses_are_functions_of_counters(made):
     n = len(luck)
     for draws in order:
         assert abs(np.corrcoef(luck, draws)[0, 1]) < 4 / np.sqrt(n)
-    assert stats.kstest(luck / 2 ** 32, "uniform").pvalue > 1e-3
+    spread = np.histogram(luck / 2 ** 32, 10, (0, 1))[0]
+    assert chi_square(spread, np.full(10, len(luck) / 10)) < 3.1
 
 
 # ---- what is hidden from it
@@ -309,7 +310,7 @@ def test_chance_by_hand(made):
     found = made.chance([b], frequency)
     q = (1 / 2 + 3 / 4) / 10
     assert found["rtd_accuracy"] == pytest.approx(1 - q)
-    assert found["rtd_loss"] == pytest.approx(stats.bernoulli(q).entropy())
+    assert found["rtd_loss"] == pytest.approx(-q * np.log(q) - (1 - q) * np.log(1 - q))
     assert found["mlm_loss"] == pytest.approx(np.log([2, 4]).mean())
     assert found["rtd_balanced_accuracy"] == 0.5
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_objective import Coins
 
 from tinybert_family.text import segments
 from tinybert_family.text.segments import NEXT, PREVIOUS, STRANGER
@@ -27,22 +28,6 @@ def a_corpus(sizes):
 def random_sizes(documents, seed=0, longest=30, most=12):
     rng = np.random.default_rng(seed)
     return [rng.integers(1, longest, rng.integers(1, most)).tolist() for _ in range(documents)]
-
-
-class Coins:
-    """Draws in the order they are wanted."""
-
-    def __init__(self, *draws):
-        self.draws = list(draws)
-
-    def random(self):
-        return self.draws.pop(0)
-
-    def integers(self, low, high=None):
-        low, high = (0, low) if high is None else (low, high)
-        x = self.draws.pop(0)
-        assert low <= x < high, (low, x, high)
-        return x
 
 
 def told(plan):

@@ -4,35 +4,20 @@ As in test_train.py, from outside: the folder loads, an interrupted run ends in 
 mistakes are one line with the remedy.
 """
 import json
-import os
 import signal
 import time
 
 import numpy as np
 import pytest
+from test_train import cache, text  # noqa: F401  fixtures
 from test_train import TRAIN, metrics, refused, run, same, start, weights
 
 import tinybert_family as tbf
 from tinybert_family import runs
 from tinybert_family.files import read_safetensors
-from tinybert_family.text import toy
 
 LITTLE = """--vocab 300 --seq 32 --tokens 256 --log-every 1 --eval-every 1000 --save-every 1000
             --accumulate 2"""
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "toy.txt"
-    path.write_text("\n\n".join("\n".join(d.sentences) for d in toy.documents(200)))
-    return str(path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    os.environ["TINYBERT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    del os.environ["TINYBERT_CACHE"]
 
 
 def command(model, text, out, options=""):

@@ -6,8 +6,8 @@
 """
 import numpy as np
 
-from tinybert_family.text import passages, segments
-from tinybert_family.text.segments import ends_of, ranges
+from tinybert_family.text import passages
+from tinybert_family.text.segments import ranges
 
 # What sentences begin with to say how they follow from the one before. The class of each is its
 # place in the row; none is the beginning of another.
