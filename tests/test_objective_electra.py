@@ -333,7 +333,7 @@ def test_one_batch_is_learnt_by_heart():
     b, = objectives.first_batches(trainer)
     frozen = [0 if name.startswith("generator") else 1 for name in trainer.arena.names]
     before = trainer.objective.scores(trainer.learner, b)
-    for step in range(60):
+    for step in range(90):
         trainer.workers.gradients([b], 0, step)
         clip(trainer.arena.grad, 1.0)
         trainer.optimizer.step(4e-3 * min(1, (step + 1) / 20), frozen)

@@ -235,7 +235,7 @@ def test_one_stage_where_nothing_becomes_long():
 
 
 @pytest.mark.parametrize("changes, told", [
-    (dict(again_share=0.9, last_share=0.2), "again_share: 0.9, but with last_share 0.2 nothing"),
+    (dict(again_share=0.9, last_share=0.2), "again_share: 0.9, but with 0.2 of the steps after it"),
     (dict(last_share=0.1, ending=0.2), "ending: 0.2, but the last sequences have 0.1"),
     (dict(first_theta=0.0), "first_theta: 0.0, but it must be at least 1"),
     (dict(growth=1.5), "growth: 1.5, but it must be at least 0 and at most 1"),
@@ -246,10 +246,10 @@ def test_bad_settings_are_told(changes, told):
 
 
 def test_it_learns():
-    trainer = objectives.prepared("modernbert", steps=150, warmup=15, lr=5e-3)
+    trainer = objectives.prepared("modernbert", steps=220, warmup=15, lr=5e-3)
     first = trainer.scores()
     for _ in trainer.run():
         pass
     last, chance = trainer.scores(), trainer.chance()
-    assert last["mlm_loss"] < chance["mlm_loss"] - 1 < first["mlm_loss"] - 1
+    assert last["mlm_loss"] < chance["mlm_loss"] - 0.8 < first["mlm_loss"] - 0.8
     assert last["mlm_accuracy"] > chance["mlm_accuracy"] + 0.2

@@ -30,7 +30,8 @@ def made(language):
 
 def by_hand(ids, spans):
     """One sequence of these tokens, of which the spans (places in the text) are hidden."""
-    corpus = SimpleNamespace(ids=np.array(ids, np.uint16))
+    corpus = SimpleNamespace(ids=np.array(ids, np.uint16), sentences=np.array([0, len(ids)]),
+                             documents=np.array([0, 1]), train=np.array([0]))
     c = Config(vocab=11, layers=1, heads=1, width=8, hidden=8, positions=64, seq=64, span_places=3)
     objective = Objective(c, corpus, WordPiece(PIECES))
     places = [np.arange(lo, hi) + 1 for lo, hi in spans]        # [CLS] stands before them
@@ -224,3 +225,14 @@ def test_the_recipe_is_that_of_the_authors_command():
     assert SIZES["large"].steps == c.steps
     cased = Config.vocabulary(["Anna saw Anna and anna"] * 9, 40)
     assert "A" in cased.vocab and "a" in cased.vocab
+
+
+def test_random_words_are_drawn_from_the_text_that_is_trained_on():
+    corpus = SimpleNamespace(ids=np.arange(12), sentences=np.array([0, 2, 5, 9, 12]),
+                             documents=np.array([0, 2, 3, 4]), train=np.array([0, 2]))
+    objective = Objective.__new__(Objective)
+    objective.corpus = corpus
+    draws = np.random.default_rng(0).integers(0, 2 ** 32, 8000).astype(np.uint32)
+    found = np.bincount(objective.anywhere(draws), minlength=12)
+    assert np.all(found[5:9] == 0)                              # document 1 is held out
+    assert chi_square(found[[0, 1, 2, 3, 4, 9, 10, 11]], np.full(8, 1000)) < 3.1

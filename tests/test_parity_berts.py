@@ -19,7 +19,7 @@ from peers import compare, random_inputs  # noqa: E402
 
 MODULES = [spanbert, structbert, tinybert, bert_wwm, macbert]
 # What opens a folder with all of a model's heads for pre-training.
-CLASSES = {spanbert: "BertForMaskedLM", structbert: "BertForMaskedLM", tinybert: "BertModel",
+CLASSES = {spanbert: "BertForMaskedLM", structbert: "BertForMaskedLM", tinybert: "BertForSequenceClassification",
            bert_wwm: "BertForPreTraining", macbert: "BertForPreTraining"}
 
 

@@ -14,7 +14,7 @@ from .error import Error
 from .text.batches import Prefetch, pack
 from .workers import Workers
 
-ORDER, GROUPS = 1, 2            # streams of random numbers beside those of the data
+ORDER, GROUPS = 10**6 + 1, 10**6 + 2    # streams of random numbers beside those of the copies
 GROUP = 1 << 21                 # tokens whose sequences are planned, and shuffled, at a time
 HELD_OUT_COPY = 0               # the masked copy of the held-out text
 
@@ -27,6 +27,10 @@ def groups_of(corpus, documents, seed):
     first, last = corpus.documents[documents], corpus.documents[documents + 1]
     ends = np.cumsum(corpus.sentences[last] - corpus.sentences[first])
     group = (ends - 1) // GROUP
+    # A document alone would have no stranger to be paired with: it joins those before it.
+    alone = np.bincount(group)[group] == 1
+    group = np.maximum.accumulate(np.where(alone, 0, group))
+    group[:1] = group[1:2] if len(group) > 1 else 0
     return [np.sort(g) for g in np.split(documents, np.flatnonzero(np.diff(group)) + 1)]
 
 
@@ -52,9 +56,9 @@ def micro_batches(objective, documents, seed, position):
     while True:
         made = 0
         copy = number % copies if copies else number
-        order = np.random.default_rng([seed, ORDER, number]).permutation(len(groups))
+        order = np.random.default_rng([seed, ORDER, number, 1]).permutation(len(groups))
         for g in range(group, len(groups)):
-            rng = np.random.default_rng([seed, ORDER, number, g])
+            rng = np.random.default_rng([seed, ORDER, number, g + 2])
             plans = packed(objective, groups[order[g]], copy, rng)
             made += len(plans)
             for i in range(start, len(plans)):

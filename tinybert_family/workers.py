@@ -61,4 +61,6 @@ class Workers:
                 total = sums.setdefault(name, [0.0, 0])
                 total[0] += float(value)
                 total[1] += count
-        return {name: value / count for name, (value, count) in sums.items()}
+        means = {name: value / max(1, n)
+                 for name, (value, n) in sums.items()}
+        return means

@@ -229,6 +229,13 @@ def linear(t, steps, warmup=0):
     return (t + 1) / warmup if t < warmup else 1 - t / steps
 
 
+def descending(t, steps, warmup=0):
+    """Up during warm-up, and from there down to zero: RoBERTa's and DistilBERT's."""
+    if t < warmup:
+        return (t + 1) / warmup
+    return (steps - t) / max(1, steps - warmup)
+
+
 def constant(t, steps, warmup=0):
     return min(1.0, (t + 1) / warmup) if warmup else 1.0
 
@@ -247,5 +254,5 @@ def inverse_sqrt(t, steps, warmup=0):
     return min((t + 1) / peak, math.sqrt(peak / (t + 1)))
 
 
-SCHEDULES = dict(linear=linear, constant=constant, trapezoidal=trapezoidal,
+SCHEDULES = dict(linear=linear, descending=descending, constant=constant, trapezoidal=trapezoidal,
                  inverse_sqrt=inverse_sqrt)

@@ -33,7 +33,9 @@ class Config(bert.Config):
     predictions: int = 77
     tokens: int = 8192
     accumulate: int = 250           # 4,000 sequences of 512 tokens
-    warmup: int = 50_000            # a twentieth of the steps
+    steps: int = 6000               # three times BERT's text
+    warmup: int = 300               # a twentieth of the steps
+    schedule: str = "descending"
     lr: float = 5e-4
     beta2: float = 0.98
     correct: bool = True
@@ -169,6 +171,7 @@ class Objective(distil.Answers):
     def __init__(self, c, corpus, *given, **more):
         super().__init__(c, corpus, *given, **more)
         self.rarity = distil.counts_of(corpus, self.tokenizer.size) ** -c.rarer         # [V]
+        self.rarity[self.tokenizer.unk] = 0
 
     @staticmethod
     def teacher_of(c):

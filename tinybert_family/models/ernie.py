@@ -56,6 +56,8 @@ class Config(bert.Config):
     tokens: int = 8192
     accumulate: int = 1             # a batch is 8,192 tokens, however many sequences that is
     warmup: int = 5000
+    adam_eps: float = 1e-8          # Paddle's Adam, with its own settings
+    correct: bool = True
 
     LIMITS = dict(bert.Config.LIMITS, task_types=(1, 1000), level=(0, 2),
                   words_share=(0, 10**6), phrases_share=(0, 10**6), names_share=(0, 10**6))
@@ -73,6 +75,8 @@ class Config(bert.Config):
         """Words, then phrases, then names, under one schedule of the learning rate."""
         found, before = [], 0
         for level, steps in enumerate(shares_of(self.steps, self.shares())):
+            if not steps:
+                continue
             stage = replace(self, level=level)
             found.append(Stage(stage, steps, UNITS[level], before, self.steps))
             before += steps
@@ -160,8 +164,10 @@ class Objective(bert.Objective):
         super().__init__(c, *given, **more)
         self.begins = words.begins_word(self.tokenizer)                 # [V]
         talk = getattr(self.knowledge, "dialogues", None)
-        # Of one dialogue alone no turn is strange.
-        self.talk = Talk(*talk) if talk is not None and len(talk[2]) > 2 else None
+        if talk is not None and len(talk[2]) < 3:
+            raise Error("dialogues: there is one alone, so no turn can be strange in it; give two "
+                        "or more with --dialogues FILE")
+        self.talk = Talk(*talk) if talk is not None else None
         if c.level and "mlm" in self.TASKS and not self.ever(self.differs):
             known = KNOWN[c.level]
             raise Error(f"no {known} of two words are known in this text, so a stage for them "

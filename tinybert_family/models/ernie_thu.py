@@ -228,7 +228,7 @@ class Model(bert.Model):
 class Objective(bert.Objective):
     """Hidden words and next sentences as in BERT, and whose the mentions are."""
     TASKS = dict(bert.Objective.TASKS, entity="entity")
-    NEEDS = "entities", "graph"
+    NEEDS = "graph",
 
     def __init__(self, c, *given, **more):
         super().__init__(c, *given, **more)
@@ -266,8 +266,9 @@ class Objective(bert.Objective):
         counts = [self.mentioned(plan[i:i + 4096]) for i in range(0, len(plan), 4096)]
         kept = np.concatenate([np.zeros(0), *counts]) >= self.config.mentions
         if len(plan) and not kept.any() and len(documents) == len(self.corpus.train):
+            fewer = "--mentions 1, " if self.config.mentions > 1 else ""
             raise Error(f"mentions: not one sequence has {self.config.mentions} of them; use "
-                        "--mentions 1, a longer --seq, or give more names with --entities FILE")
+                        f"{fewer}a longer --seq, or give more names with --entities FILE")
         return plan[kept]
 
     def mentioned(self, plan):

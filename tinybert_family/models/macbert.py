@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..text import corrupt
+from ..text import corrupt, words
 from . import albert, bert
 from .parts import heads
 
@@ -64,6 +64,7 @@ class Objective(albert.Objective):
 
     def __init__(self, c, corpus, tokenizer, *args, **kwargs):
         super().__init__(c, corpus, tokenizer, *args, **kwargs)
+        self.begins = words.begins_word(tokenizer)      # whole words in every script
         ordinary = np.ones(len(self.begins), bool)
         for role in "pad", "unk", "cls", "sep", "mask":
             special = getattr(tokenizer, role)

@@ -39,6 +39,7 @@ class Config(bert.Config):
     steps: int = 500_000
     warmup: int = 24_000
     lr: float = 6e-4
+    schedule: str = "descending"
     beta2: float = 0.98             # a shorter memory of gradients keeps large batches stable
     correct: bool = True            # Adam as it was published
     clip: float = 0.0               # none

@@ -8,6 +8,7 @@ capitals. The encoder is BERT's, and transformers
 takes it for one; the new head lies in a file of its own.
 """
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -190,8 +191,24 @@ class Objective(bert_wwm.Objective):
         first = hidden[np.searchsorted(span, span)]             # of each hidden token's span [K]
         shares = np.zeros_like(kind)
         shares[hidden] = kind[first]
-        random = corrupt.from_corpus(other, self.corpus.ids)
+        random = s.ids.copy()
+        random[hidden] = self.corpus.ids[self.anywhere(other[hidden])]
         return corrupt.replace(s.ids, hidden, shares, random, self.tokenizer.mask)
+
+    def anywhere(self, draws):
+        """Places in the text that is trained on, all alike: [K] draws, [K] places."""
+        begins, ends = self.text
+        t = corrupt.below(draws, ends[-1])
+        which = np.searchsorted(ends, t, side="right")
+        return begins[which] + t
+
+    @cached_property
+    def text(self):
+        """Documents in a row: where token 0 of the row would be for each, and where it ends."""
+        cuts = self.corpus.sentences[self.corpus.documents]
+        first, last = cuts[self.corpus.train], cuts[self.corpus.train + 1]
+        ends = np.cumsum(last - first)
+        return last - ends, ends
 
     def answers(self, model, b):
         x = model.encode(self.inputs(b), b["asked"])                                    # [R, H]

@@ -12,7 +12,7 @@ import numpy as np
 from ..error import Error
 from .matching import Trie, outside
 
-RULES = 1
+RULES = 2
 SMALL = 0.3                     # share of small letters from which a first word is no name
 LONGEST = 8                     # words; longer runs are headlines
 
@@ -47,7 +47,8 @@ class Runs:
     def alone(self, block):
         """-> bool [W]: may a word of a list be a name here? "Mark my words" begins with no Mark,
         when that is written small elsewhere."""
-        return ~initial(block, self.lexicon) | self.proper[block.words]
+        small = ~self.lexicon.capital[block.words]          # a name that is written so everywhere
+        return ~initial(block, self.lexicon) | self.proper[block.words] | small
 
     def find(self, block):
         """The names of a block -> (begins, lengths)"""

@@ -250,6 +250,9 @@ class Maker:
         arrays, _ = shelf.kept(self.folder, "similar", key, make)
         words = shelf.lines_of(arrays["words.txt"])
         found = similar.Similar(words, arrays["vectors"], arrays["pieces"], arrays["nearest"])
+        if "vectors" in self.files and not (found.counts > 0).any():
+            raise Error(f"--vectors {shown(self.files['vectors'])}: no two of the text's words are "
+                        "similar by it; give vectors in the language of the text")
         self.info.update(similar=int((found.counts > 0).sum()))
         return dict(similar=found)
 

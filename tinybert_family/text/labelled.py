@@ -216,8 +216,8 @@ def pairs(corpus, tokenizer, length):
         several = [int(d) for d in side if len(parts.get(int(d), "")) > 1]
         if len(several) > 1:
             others = several[1:] + several[:1]
-            for document, other in zip(several, others):
-                rows += beside(parts[document], parts[other], document, length)
+            for turn, (document, other) in enumerate(zip(several, others)):
+                rows += beside(parts[document], parts[other], document, length, turn)
     if len(rows) < FEW:
         raise Error("the corpus sets no task: it needs documents of several passages, or names "
                     "with packages; give a file of labelled texts with --task FILE")
@@ -225,10 +225,10 @@ def pairs(corpus, tokenizer, length):
                 f"{len(rows):,} examples; always the same: {commonest(rows):.1%}")
 
 
-def beside(own, other, document, length):
+def beside(own, other, document, length, turn):
     """Each passage with the next one, or with one of another document, by turns."""
     for i, a in enumerate(own[:-1]):
-        strange = i % 2
+        strange = (i + turn) % 2
         b = other[i % len(other)] if strange else own[i + 1]
         a, b = shortened(a, b, length)
         yield Row(a, b, strange, document)

@@ -173,8 +173,9 @@ def seams(rng, count, n):
 
 
 def reordered(corpus, documents, length, pieces, seed, marks, kind):
-    """A paragraph in 1 to `pieces` pieces, each number as often, and in any order, which the label
-    tells: its place in orders(). Pieces are whole sentences but for what is too long."""
+    """A paragraph in 1 to `pieces` pieces, each number as often where there are sentences enough,
+    and in any order, which the label tells: its place in orders(). Pieces are whole sentences but
+    for what is too long."""
     known = orders(pieces)
     classes = dict(zip(known, itertools.count()))
     rows = []
@@ -236,7 +237,7 @@ def distances(corpus, documents, length, seed, marks, kind):
     table = table_of(rows, 7)
     table[:, :4] = corpus.sentences[table[:, :4]]
     a, a_end = table.T[:2]
-    a_end[:] = np.minimum(a_end, a + half)
+    a[:] = np.maximum(a, a_end - half)                  # its end stays: B may begin there
     return pairs(table, length, marks, kind)
 
 
@@ -299,12 +300,15 @@ def triples(talk, chosen, length, seed, marks, kind):
 
 
 # ------------------------------------------------------------------------------- shares of the data
+ROUNDS = 100                    # of a task that hardly ever occurs, no more
+
+
 def filled(rounds, tokens, rng):
     """About so many tokens of a plan that is made anew, with other draws, round after round: of the
     last one random sequences are left out. -> Plan, or None where there is nothing."""
     found, size = [], 0
     for number, plan in enumerate(rounds):
-        if size >= tokens or not len(plan):
+        if size >= tokens or not len(plan) or number == ROUNDS:
             break
         # Every round has draws of its own. (A counter has 32 bits.)
         keys = plan.keys.copy()

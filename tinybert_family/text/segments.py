@@ -134,7 +134,8 @@ def next_sentence_pairs(corpus, documents, length, short, seed, marks):
     Sentences are collected until they fill a sequence; a random cut divides them into A and B. Half
     of the time, and always when there is a single sentence, B is taken from another document
     instead, and the sentences that were to be B are put back to start the next sequence. So at
-    least half of the pairs are random (label 1), and no sentence is lost.
+    least half of the pairs are random (label 1), and no sentence is lost. The wanted length is
+    drawn for each sequence; the released code draws it once for a document.
     """
     def pairs(document, rng):
         return pairs_of(corpus, documents, document, length, short, rng)
@@ -218,7 +219,7 @@ def pairs_of(corpus, documents, document, length, short, rng, relate=next_or_str
             b, b_end = a_end, cuts[e]
             if single and b_end - a > 1:
                 b = a_end = int(rng.integers(a + 1, b_end))
-        if a_end > a and (b_end > b or how == NEXT):
+        if a_end > a and b_end > b:
             cut = shorten(a, a_end, b, b_end, room, rng)
             if how == PREVIOUS:                         # shortened first: both orders lose the same
                 cut = cut[2:] + cut[:2]

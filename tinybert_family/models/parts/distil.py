@@ -42,7 +42,10 @@ def fits(teacher, c, tokenizer, **wanted):
     if teacher is None:
         raise Error("this model learns from a teacher and has none; give one with --teacher "
                     "FOLDER, or let train.py train one first")
-    t = teacher.config
+    t, own = teacher.config, hasattr(teacher.embeddings, "position")
+    if not own or hasattr(t, "pad"):
+        raise Error("--teacher: its positions are not counted as BERT's and the student's are; "
+                    "give a teacher of BERT's kind")
     if t.vocab != tokenizer.size:
         raise Error(f"--teacher: it knows {t.vocab:,} word pieces, but the tokenizer here has "
                     f"{tokenizer.size:,}; give the teacher's own: --tokenizer with its folder")

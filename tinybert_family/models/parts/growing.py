@@ -36,9 +36,10 @@ def grown(t, first, last, steps):
 
 
 def check(c):
-    if c.again_share + c.last_share >= 1:
-        raise Error(f"again_share: {c.again_share}, but with last_share {c.last_share} nothing is "
-                    "left for the first stage; both together must be below 1")
+    after = max(c.last_share, c.ending)
+    if c.again_share + after >= 1:
+        raise Error(f"again_share: {c.again_share}, but with {after} of the steps after it "
+                    "(last_share, ending) nothing is left for the first stage; choose less")
     if c.first_accumulate > c.accumulate:
         raise Error(f"first_accumulate: {c.first_accumulate}, but a whole step has {c.accumulate} "
                     "micro-batches (accumulate), and batches grow")

@@ -12,6 +12,9 @@ from ...text import segments
 from . import padded
 
 
+OWN = 1 << 31                   # sites of our own, beside those of dropout (engine/philox.py)
+
+
 class Objective:
     """What a model is to learn from a corpus.
 
@@ -73,7 +76,7 @@ class Objective:
         """Four random words for every token, uint32 [T] each: functions of the seed, the copy, the
         sequence and the place in it, whoever else is in the batch. A lane has draws of its own."""
         document, number = s.keys[s.sequence].T.astype(np.uint64)                       # [T]
-        counter = s.positions.astype(np.uint64), number, document, lane
+        counter = s.positions.astype(np.uint64), number, document, lane + OWN
         words = philox.philox(np, counter, (self.seed, copy))
         return [w.astype(np.uint32) for w in words]
 

@@ -44,10 +44,10 @@ def lengthening(c):
     if not c.last_share or longest <= c.seq:
         return [Stage(c, c.steps)]
     first, last = shares_of(c.steps, [1 - c.last_share, c.last_share])
-    # As many tokens in a step as before, and as large a share of them hidden.
+    # As many sequences in a step as before, and as large a share of their tokens hidden.
     hidden = c.predictions * longest // c.seq
     tokens = max(c.tokens, longest)
     longer = replace(c, seq=longest, predictions=hidden, tokens=tokens, last_share=0.0,
-                     accumulate=max(1, c.accumulate * c.tokens // tokens))
+                     accumulate=max(1, c.accumulate * c.tokens // c.seq * longest // tokens))
     return [Stage(c, first, f"{c.seq} tokens", 0, c.steps),
             Stage(longer, last, f"{longest} tokens", first, c.steps)]
