@@ -1,4 +1,6 @@
 """What is said in a novel, and what users bring."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from texts import Letters
@@ -40,12 +42,15 @@ def test_inches_and_other_strange_marks_are_no_speech():
     assert list(spoken(['A screen of 15" is small.', 'The 3" one, 4" and 5" ones.'] * 4)) == []
 
 
-def made(folder, documents, path=None):
-    return dialogues_of(lambda: documents, Letters(), path, folder, [], lambda *_: None)
+def made(folder, documents, path=None, names=("a", "b"), cuts=(0, 9, 18)):
+    corpus = SimpleNamespace(names=list(names), documents=np.array(cuts))
+    return dialogues_of(lambda: documents, corpus, Letters(), path, folder, [], lambda *_: None)
 
 
 def test_the_turns_are_cut_into_ids_and_dialogues(tmp_path):
-    ids, turns, dialogues = made(tmp_path, [Document("a", NOVEL), Document("b", NOVEL)])
+    novels = [Document("a", NOVEL), Document("b", NOVEL)]
+    ids, turns, dialogues, documents = made(tmp_path, novels)
+    assert documents.tolist() == [0, 1]
     assert dialogues.tolist() == [0, 4, 8] and len(turns) == 9 and turns[-1] == len(ids)
     second = "".join(map(chr, ids[turns[1]:turns[2]]))
     assert second == "tellme." and (ids[:turns[4]] == ids[turns[4]:]).all()
@@ -54,7 +59,8 @@ def test_the_turns_are_cut_into_ids_and_dialogues(tmp_path):
 def test_a_users_dialogues_take_their_place(tmp_path):
     path = tmp_path / "talk.jsonl"
     path.write_text('["Where?", "Here.", "Good."]\n["A", "B"]\n')
-    ids, turns, dialogues = made(tmp_path, [Document("a", NOVEL)], path)
+    ids, turns, dialogues, documents = made(tmp_path, [Document("a", NOVEL)], path)
+    assert documents.tolist() == [-1, -1]
     assert dialogues.tolist() == [0, 3, 5] and np.diff(turns).tolist() == [6, 5, 5, 1, 1]
 
 
@@ -69,3 +75,11 @@ def test_a_novel_is_full_of_talk(shared):
     found = list(spoken(book.sentences))
     assert found[0][0] == "My dear Mr. Bennet, have you heard that Netherfield Park is let at last?"
     assert not any('"' in turn for talk in found for turn in talk)
+
+
+def test_what_is_said_in_the_end_that_is_held_out_belongs_to_it(tmp_path):
+    novel = Document("a", [*NOVEL, *["Silence."] * 3, *NOVEL])
+    n = len(NOVEL) + 3
+    names, cuts = ("a", "a (end)"), (0, n, n + len(NOVEL))
+    *_, dialogues, documents = made(tmp_path, [novel], names=names, cuts=cuts)
+    assert documents.tolist() == [0, 1] and len(dialogues) == 3

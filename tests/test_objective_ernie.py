@@ -322,3 +322,15 @@ def test_it_asks_for_what_its_level_hides_and_for_dialogues_where_there_are_any(
     assert needs(replace(c, level=0), set()) == set()
     for asked in needs(c, {"dialogues"}), needs(replace(c, talk=True), set()):
         assert asked == {"phrases", "entities", "dialogues"}
+
+
+def test_what_is_said_in_a_held_out_document_is_held_out(language):
+    talk = knowing.talk(language[1])
+    owners = np.arange(len(talk[2]) - 1) % 7
+    objective = an_objective(language, talk=(*talk, owners))
+    found = [plan for plan in objective.plans(np.array([2, 5]), 0) if plan.kind == "dialogue"]
+    lo = found[0].pieces[:, 0]
+    turn = np.searchsorted(talk[1], lo[lo >= 0], side="right") - 1
+    said = np.searchsorted(talk[2], turn, side="right") - 1
+    real = np.bincount(owners[said], minlength=7)
+    assert set(np.flatnonzero(real)) == {2, 5}

@@ -148,6 +148,7 @@ class Talk(NamedTuple):
     ids: np.ndarray                 # [n]
     turns: np.ndarray               # cuts into ids
     dialogues: np.ndarray           # cuts into turns
+    documents: np.ndarray = ()      # of the corpus, that each is from; -1 where from none
 
 
 class Objective(bert.Objective):
@@ -190,17 +191,20 @@ class Objective(bert.Objective):
         return replace(plan, labels=1 - plan.labels)                    # 1: it is the next
 
     def plans(self, documents, copy):
-        """Pairs, and as many tokens of dialogues. A dialogue goes with one of the documents, so
-        that some are held out."""
+        """Pairs, and as many tokens of dialogues. A dialogue goes with the document it is from, or,
+        if it is from the user's file, with any one: so some are held out."""
         c, pairs = self.config, self.plan(documents, copy)
         if self.talk is None:
             return [pairs]
         count, several = len(self.talk.dialogues) - 1, len(self.corpus.documents) - 1
-        mine = np.flatnonzero(np.isin(np.arange(count) * several // count, documents))
-        seed = self.seed, copy
+        owner = np.arange(count) * several // count
+        if len(self.talk.documents):
+            owner = np.where(self.talk.documents < 0, owner, self.talk.documents)
+        mine, seed = np.flatnonzero(np.isin(owner, documents)), (self.seed, copy)
         rounds = (passages.triples(self.talk, mine, c.seq, (*seed, n), self.tokenizer, "dialogue")
                   for n in itertools.count())
-        found = passages.filled(rounds, pairs.lengths().sum(), np.random.default_rng(seed))
+        rng = np.random.default_rng((*seed, 10**6))
+        found = passages.filled(rounds, pairs.lengths().sum(), rng)
         return [plan for plan in (pairs, found) if plan]
 
     def batch(self, plan, copy):

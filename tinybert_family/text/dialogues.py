@@ -15,7 +15,7 @@ import regex
 from ..error import Error
 from . import resources, shelf
 
-RULES = 1
+RULES = 2
 APART = 2                       # sentences without speech after which a dialogue has ended
 TURNS = 3                       # of a dialogue at least
 # A mark that opens stands before a letter and behind none; one that closes, the other way about.
@@ -60,18 +60,33 @@ def long_enough(turns):
         yield turns
 
 
-def dialogues_of(documents, tokenizer, path, folder, key, progress):
-    """-> (ids [n], turns [N + 1] cuts into ids, dialogues [D + 1] cuts into turns)"""
+def overheard(documents, corpus):
+    """(number of the corpus's document, a dialogue in it) of all. Where the end of a document is
+    held out, that end is a document of its own."""
+    number = {name: i for i, name in enumerate(corpus.names)}
+    for name, sentences in documents():
+        first, end = number.get(name), number.get(f"{name} (end)")
+        cut = len(sentences)
+        if first is not None and end is not None:
+            cut = int(np.diff(corpus.documents[first:first + 2])[0])
+        for at, part in (first, sentences[:cut]), (end, sentences[cut:]):
+            yield from ((at, dialogue) for dialogue in spoken(part) if at is not None)
+
+
+def dialogues_of(documents, corpus, tokenizer, path, folder, key, progress):
+    """-> (ids [n], turns [N + 1] cuts into ids, dialogues [D + 1] cuts into turns, the document
+    that each is from [D]; -1 where it is from the user's file)"""
     def make(writer):
         if path:
-            found = resources.dialogues(path)
+            found = ((-1, dialogue) for dialogue in resources.dialogues(path))
         else:
-            found = itertools.chain.from_iterable(spoken(d.sentences) for d in documents())
+            found = overheard(documents, corpus)
         writer.append("ids", np.zeros(0, np.uint32))
         writer.append("turns", np.zeros(1, np.int64))
         writer.append("dialogues", np.zeros(1, np.int64))
+        writer.append("documents", np.zeros(0, np.int64))
         tokens = turns = 0
-        for n, dialogue in enumerate(found):
+        for n, (document, dialogue) in enumerate(found):
             coded = [ids for ids in map(tokenizer.encode, dialogue) if ids]
             if len(coded) < 2:
                 continue
@@ -80,10 +95,11 @@ def dialogues_of(documents, tokenizer, path, folder, key, progress):
             writer.append("turns", ends.astype(np.int64))
             tokens, turns = int(ends[-1]), turns + len(coded)
             writer.append("dialogues", np.array([turns]))
+            writer.append("documents", np.array([document]))
             if n % 100 == 0:
                 progress(0, 1)
         if not turns:
             raise Error("the corpus has no dialogues (speech in quotation marks, three turns or "
                         "more); give --dialogues FILE, a JSON list of turns in each line")
     arrays, _ = shelf.kept(folder, "dialogues", [RULES, *key], make)
-    return arrays["ids"], arrays["turns"], arrays["dialogues"]
+    return arrays["ids"], arrays["turns"], arrays["dialogues"], arrays["documents"]

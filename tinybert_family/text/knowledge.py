@@ -41,7 +41,7 @@ class Knowledge:
         self.vectors = vectors              # float32 [E, He], unit length, of TransE
         self.names = names                  # [E], the entities' names
         self.similar = similar              # see similar.py: replace() and neighbours()
-        # ids [n], turns [N + 1] cuts into ids, dialogues [D + 1] cuts into turns
+        # ids [n], turns [N + 1] cuts into ids, dialogues [D + 1] cuts into turns, documents [D]
         self.dialogues = dialogues
         self.info = info or {}              # what was found, in numbers, for the report
 
@@ -257,7 +257,8 @@ class Maker:
         return dict(similar=found)
 
     def dialogues(self):
-        found = dialogues.dialogues_of(self.documents, self.tokenizer, self.files.get("dialogues"),
-                                       self.folder, [self.file("dialogues"), self.key], self.told)
+        own, key = self.files.get("dialogues"), [self.file("dialogues"), self.key]
+        found = dialogues.dialogues_of(self.documents, self.corpus, self.tokenizer, own,
+                                       self.folder, key, self.told)
         self.info.update(dialogues=len(found[2]) - 1, turns=len(found[1]) - 1)
         return dict(dialogues=found)

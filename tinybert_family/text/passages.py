@@ -271,7 +271,7 @@ def triples(talk, chosen, length, seed, marks, kind):
     talk: (ids, turns: cuts into ids, dialogues: cuts into turns); chosen: numbers of dialogues.
     Every turn begins one triple, if enough follow.
     """
-    _, turns, dialogues = talk
+    _, turns, dialogues, *_ = talk
     chosen = np.asarray(chosen, np.int64)
     rng = np.random.default_rng([*seed, len(chosen)])
     first, size = dialogues[chosen], np.diff(dialogues)[chosen]
