@@ -130,6 +130,14 @@ def test_names_that_share_sentences_belong_together():
     assert [form.text for form in found.forms] == ["Red Fox", "Blue Lake"]
 
 
+def test_what_is_held_out_tells_nothing():
+    known = ["Then Charles Babbage is an engineer, they say."]
+    secret = ["There Ada Lovelace was a great English mathematician of old."]
+    found = from_text(Text(known, secret, held=[1]))
+    assert told(found) == {("Charles Babbage", "is_a", "engineer")}
+    assert "Ada Lovelace" not in found.names and "Ada Lovelace" not in [f.text for f in found.forms]
+
+
 def test_the_toy_languages_graph_is_true():
     documents = toy.documents(200)
     text = Text(*(d.sentences for d in documents))

@@ -8,9 +8,9 @@ from tinybert_family.text.lexicon import Lexicon
 
 
 class Text(surface.Surface):
-    """documents: lists of sentences. Each word is one token."""
+    """documents: lists of sentences. Each word is one token. held: documents that are held out."""
 
-    def __init__(self, *documents):
+    def __init__(self, *documents, held=()):
         vocabulary, words, cuts, ends = surface.Vocabulary(), [], [0], [0]
         for document in documents:
             for sentence in document:
@@ -19,6 +19,7 @@ class Text(surface.Surface):
             ends.append(len(cuts) - 1)
         self.words, self.cuts = np.array(words, np.uint32), np.array(cuts)
         self.documents, self.tokens = np.array(ends), self.cuts
+        self.parts, self.held = self.documents, np.array(held, int)
         self.names = [f"document {i}" for i in range(len(documents))]
         lengths = np.diff(self.cuts)
         self.place = np.arange(len(words)) - np.repeat(self.cuts[:-1], lengths)

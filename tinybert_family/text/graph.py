@@ -17,7 +17,7 @@ from . import surface as surfaces
 from .lexicon import Tally, npmi
 from .matching import Trie
 
-RULES = 1
+RULES = 2
 CLOSE, TWICE = 0.3, 2           # npmi and count from which two names belong together
 FAR = 5                         # words after "is a" in which Y's noun must come
 VERBS, ARTICLES = ("is", "was", "are", "were"), ("a", "an", "the")
@@ -118,11 +118,17 @@ class Mentions:
 # --- a graph out of the text ---------------------------------------------------------------------
 
 def from_text(surface, lexicon, finder, progress=None):
-    """The graph that a plain text's names make -> Graph, or an Error. finder: see entities.py"""
+    """The graph that a plain text's names make -> Graph, or an Error. finder: see entities.py
+
+    What is held out says nothing: else its facts would come back as vectors.
+    """
     is_a, pairs = [], Tally()
     names, single, sentences = Numbering(), Tally(), 0
     for block in surface.blocks():
         begins, lengths = finder.find(block)
+        trained = surface.trained(block)
+        mine = trained[block.sentence[begins]]
+        begins, lengths = begins[mine], lengths[mine]
         spans = zip(begins.tolist(), lengths.tolist())
         found = [names[tuple(block.words[i:i + n].tolist())] for i, n in spans]
         found = np.array(found, np.int64)
@@ -131,7 +137,7 @@ def from_text(surface, lexicon, finder, progress=None):
         keys = np.unique(sentence * 2**32 + found)          # a name once in a sentence
         sentence, found = np.divmod(keys, 2**32)
         single.add(found)
-        sentences += int(block.sentence[-1]) + 1
+        sentences += int(trained.sum())
         for x, y in neighbours(sentence, found):
             pairs.add(np.minimum(x, y) * 2**32 + np.maximum(x, y))
         if progress:

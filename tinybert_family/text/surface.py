@@ -76,6 +76,8 @@ class Surface:
         self.names = shelf.lines_of(arrays["names.txt"])
         self.vocabulary = shelf.lines_of(arrays["vocabulary.txt"])
         self.tokens = corpus.sentences          # int64 [N + 1], sentences as cuts into tokens
+        self.parts = corpus.documents           # int64 [D + 1], documents as cuts into sentences
+        self.held = np.setdiff1d(corpus.held, corpus.train)
 
     def blocks(self):
         """All words, some sentences at a time."""
@@ -90,6 +92,12 @@ class Surface:
             left = np.repeat(cuts[1:], lengths) - np.arange(cuts[0], cuts[-1])
             yield Block(words, sentence, left, int(cuts[0]), slice(s, e))
             s = e
+
+    def trained(self, block):
+        """Which of the block's sentences belong to text that is not held out."""
+        numbers = np.arange(block.sentences.start, block.sentences.stop)
+        document = np.searchsorted(self.parts, numbers, side="right") - 1
+        return ~np.isin(document, self.held)
 
     def word_of(self, block):
         """For the block's tokens: (their word's number in the block, does a sentence begin)"""
