@@ -3,8 +3,9 @@
     made = build({"phrases", "entities"}, documents, corpus, tokenizer, files, folder)
     made.starts(places, "phrase")       -> bool [T], does a phrase (or a single word) begin here
 
-An objective asks by `places`, the numbers of tokens in corpus.ids (-1 for special tokens, of which
-nothing is known). In a test an objective takes a Knowledge that is made by hand:
+Phrases, names and similar words are found in all of a text, as its vocabulary is; facts only in
+what is trained on. An objective asks by `places`, the numbers of tokens in corpus.ids (-1 for
+special tokens, of which nothing is known). In a test it takes a Knowledge that is made by hand:
 
     Knowledge(flags(word=[1, 0, 1], phrase=[1, 0, 0], capital=[0, 0, 1]), mentions=[-1, -1, 0],
               vectors=np.eye(1), names=["Ada"])

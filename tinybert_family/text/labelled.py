@@ -10,15 +10,13 @@ do two passages come from one document. As many examples of each answer, and doc
 out give none to learn from.
 """
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import regex
 
 from tinybert_family.error import Error
-from tinybert_family.text import corpus as texts
-from tinybert_family.text import segments
+from tinybert_family.text import resources, segments
 from tinybert_family.text.batches import ragged
 
 SHARE_HELD = 10                 # of a file's lines every tenth is held out
@@ -106,12 +104,7 @@ def read(path, tokenizer, corpus, labels, length):
 
 def cells_of(path):
     """[(number, its cells)] of the lines that are not empty."""
-    found = []
-    for n, line in texts.lines(Path(path), "utf-8"):
-        line = line.rstrip("\r\n")
-        if line:
-            found.append((n, line.split("\t")))
-    return found
+    return [(n, line.split("\t")) for n, line in resources.lines_of(path, "task")]
 
 
 def split(path, n, cells, at):
