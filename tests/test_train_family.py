@@ -118,4 +118,4 @@ def test_a_text_without_what_an_objective_needs_is_refused_with_the_remedy(tmp_p
     plain = tmp_path / "plain.txt"
     plain.write_text("\n\n".join(["the cat sat on the mat and looked at the dog over there."] * 90))
     done = run(command("ernie_thu", str(plain), tmp_path / "a", "--steps 2"))
-    refused(done, "no entities", "--entities")
+    refused(done, "no entities", "--graph")
