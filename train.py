@@ -63,6 +63,7 @@ def options():
         help="text files or folders (.txt .jsonl .gz); default: Python's own documentation")
     add("--encoding", default="utf-8", help="of the text files")
     add("--tokenizer", metavar="FOLDER", help="use its tokenizer instead of training one")
+    add("--from", metavar="FOLDER", help="begin with its model: shape, weights and words")
     add("--teacher", metavar="FOLDER", help="of a trained model, for a student to learn from; "
         "default: a short run of its own comes first")
     for name, what in KNOWLEDGE.items():
@@ -98,7 +99,10 @@ def read_command(argv):
             raise Error(f"--{name.replace('_', '-')} {getattr(args, name)}: at least 1 is needed")
     given = {k.removeprefix("config_"): v for k, v in vars(args).items()
              if k.startswith("config_") and v is not None}
-    config = replace(module.SIZES[size], **given)
+    source, config = vars(args)["from"], module.SIZES[size]
+    if source:
+        given = checkpoint.shape_of(source, config) | given
+    config = replace(config, **given)
     if args.teacher and not module.Objective.teacher_of(config):
         raise Error(f"--teacher: {model} learns without one; leave it out")
     own = {name for name in KNOWLEDGE if getattr(args, name)}
@@ -136,10 +140,10 @@ def vocabulary(config, documents, exactly):
     return config.vocabulary(sample, size, bar("vocabulary", "piece"))
 
 
-def for_words(config, tokenizer):
-    """The Config with what the tokenizer decides."""
+def for_words(config, tokenizer, least=0):
+    """The Config with what the tokenizer decides. (Published tables may have rows to spare.)"""
     pad = dict(pad=tokenizer.pad) if hasattr(config, "pad") else {}
-    return replace(config, vocab=tokenizer.size, **pad)
+    return replace(config, vocab=max(least, tokenizer.size), **pad)
 
 
 def corpus_of(documents, name, args, tokenizer):
@@ -186,7 +190,7 @@ def teacher_of(args, module, config, folder, tokenizer):
     if not wanted:
         return None, 0
     if args.teacher:
-        same_words(args.teacher, tokenizer)
+        same_words("--teacher", args.teacher, tokenizer)
         say(f"teacher {args.teacher}")
         return tbf.load(args.teacher), 0
     name, wanted = wanted
@@ -196,7 +200,7 @@ def teacher_of(args, module, config, folder, tokenizer):
         say(f"teacher none was given (--teacher FOLDER), so a {name} is trained first: "
             f"{wanted.steps:,} steps, in {own}")
         changes = dict(model=name, size="teacher", out=str(own), resume=begun, teacher=None,
-                       tokenizer=str(folder), config_vocab=None, **dict.fromkeys(KNOWLEDGE))
+                       tokenizer=str(folder), config_vocab=None, **{"from": None}, **dict.fromkeys(KNOWLEDGE))
         again = argparse.Namespace(**(vars(args) | changes))
         status = begin(again, checkpoint.variant(name, "teacher"), wanted, set())
         if status:
@@ -211,12 +215,12 @@ def finished(folder):
     return saved is not None and saved[0] >= about["config"]["steps"]
 
 
-def same_words(folder, tokenizer):
-    """A teacher must know the student's words by the same numbers."""
+def same_words(option, folder, tokenizer):
+    """A model that is learnt from must know the words by the same numbers."""
     other = tbf.load_tokenizer(folder)
     if other.vocab != tokenizer.vocab:
-        raise Error(f"--teacher {folder}: its vocabulary ({other.size:,} pieces) is not the "
-                    f"student's ({tokenizer.size:,}); give --tokenizer {folder} to the student")
+        raise Error(f"{option} {folder}: its vocabulary ({other.size:,} pieces) is not the run's "
+                    f"({tokenizer.size:,}); give --tokenizer {folder}, too")
 
 
 # ---- what a run keeps on disk
@@ -298,7 +302,7 @@ def describe(args, config, asked, corpus, workers):
         data=corpus.info, workers=workers, baseline={},
         arguments=dict(data=args.data, tokenizer=args.tokenizer, encoding=args.encoding,
                        teacher=args.teacher, vocab=asked,
-                       **{name: getattr(args, name) for name in KNOWLEDGE}),
+                       **{name: getattr(args, name) for name in ("from", *KNOWLEDGE)}),
         machine=dict(python=platform.python_version(), numpy=np.__version__,
                      platform=platform.platform()))
 
@@ -334,7 +338,7 @@ def begin(args, module, config, flags):
         same_run(about, args, config, flags)
         config = module.Config(**about["config"])
         args.seed, begun = about["seed"], about["arguments"]
-        for name in "data", "encoding", "teacher", *KNOWLEDGE:
+        for name in "data", "encoding", "teacher", "from", *KNOWLEDGE:
             setattr(args, name, begun.get(name))
         args.tokenizer = str(folder)
     elif (folder / "run.json").exists():
@@ -349,11 +353,14 @@ def begin(args, module, config, flags):
 
 def train(args, module, config, about, run):
     # The text, its vocabulary, and the text as numbers.
-    words = args.tokenizer or args.teacher
+    source = vars(args)["from"]
+    words = args.tokenizer or source or args.teacher
     tokenizer = tbf.load_tokenizer(words) if words else None
     documents, name = documents_of(args)
     tokenizer = tokenizer or vocabulary(config, documents, exactly=args.config_vocab)
-    asked, config = config.vocab, for_words(config, tokenizer)
+    if source:
+        same_words("--from", source, tokenizer)
+    asked, config = config.vocab, for_words(config, tokenizer, config.vocab if source else 0)
     corpus = corpus_of(documents, name, args, tokenizer)
     info = corpus.info
     if about and about["data"]["sha256"] != info["sha256"]:
@@ -399,6 +406,9 @@ def train(args, module, config, about, run):
 
     def enter():
         """A new stage: say what it is, and what it would be to know nothing."""
+        if source and not trainer.step:
+            new = checkpoint.begin_from(trainer.learner, source)
+            say(f"from   {source}" + (f"; new are: {', '.join(new)}" if new else ""))
         if len(trainer.stages) > 1:
             say(f"stage  {trainer.stage.name}: {trainer.stage.steps:,} steps")
         about["baseline"] |= trainer.chance()
@@ -435,6 +445,9 @@ def train(args, module, config, about, run):
                     f"python train.py {again} --resume")
                 return 128 + stop.signal
     except Error as problem:
+        if not trainer.step:                            # then there is no run, either
+            (run.folder / "run.json").unlink()
+            raise
         raise Error(f"{problem}; the last checkpoint in {run.folder} is whole") from None
     finally:
         bar.close()

@@ -8,6 +8,7 @@ import objectives
 import pytest
 
 import tinybert_family as tbf
+from tinybert_family import checkpoint
 from tinybert_family.engine.nn import Init
 from tinybert_family.models import deberta, deberta_v2
 from tinybert_family.models.deberta_v2 import SIZES, Config, Learner, generator_of
@@ -141,6 +142,29 @@ def test_workers_read_the_table_as_it_is_now():
         given, = model.discriminator.embeddings.given
         assert np.shares_memory(given.data, trainer.arena.data)
         assert np.array_equal(given.data, trainer.learner.generator.embeddings.word.data)
+
+
+def test_a_run_that_begins_from_another_ones_folder_begins_where_that_ended(tmp_path):
+    """E_delta is no part of a folder: it is the discriminator's table less the generator's."""
+    ended = objectives.prepared("deberta_v2", np.float64, steps=6, warmup=1)
+    for _ in ended.run():
+        pass
+    for part, model in ended.learner.published().items():
+        tbf.save(model, tmp_path / part)
+    pair = objectives.prepared("deberta_v2", np.float64, steps=6, seed=1).learner
+    assert checkpoint.begin_from(pair, tmp_path) == []
+    wanted = ended.learner.named()
+    for name, tensor in pair.named().items():
+        assert abs(tensor.data - wanted[name].data).max() < 1e-6, name     # a file has float32
+    assert abs(wanted[OWN].data).max() > 1e-3
+    alone = objectives.prepared("deberta_v2", np.float64, steps=6, seed=1).learner
+    files = [path for path in (tmp_path / "generator").iterdir()]
+    for path in files:
+        path.unlink()
+    (tmp_path / "generator").rmdir()
+    assert checkpoint.begin_from(alone, tmp_path) == ["the generator"]
+    made = alone.published()[""].embeddings.word.data
+    assert abs(made - ended.learner.published()[""].embeddings.word.data).max() < 1e-6
 
 
 def test_both_are_published_and_read_again(tmp_path):

@@ -119,3 +119,45 @@ def test_a_text_without_what_an_objective_needs_is_refused_with_the_remedy(tmp_p
     plain.write_text("\n\n".join(["the cat sat on the mat and looked at the dog over there."] * 90))
     done = run(command("ernie_thu", str(plain), tmp_path / "a", "--steps 2"))
     refused(done, "no entities", "--graph")
+
+
+def test_a_run_begins_with_the_weights_words_and_shape_of_a_folder(text, tmp_path):
+    """At a rate of zero nothing is learnt, so what the run leaves is what it began with."""
+    bert, still = tmp_path / "bert", "--steps 1 --lr 0"
+    assert run(command("bert", text, bert, "--steps 3 --width 32 --hidden 80")).returncode == 0
+    begun = weights(bert)
+    out = tmp_path / "wwm"
+    done = run(command("bert_wwm", text, out, f"--from {bert} {still}"))
+    assert done.returncode == 0 and f"from   {bert}\n" in done.stdout, done.stderr
+    assert same(weights(out), begun)
+    lower = tmp_path / "lower"
+    assert run(command("bert", text, lower, f"--from {bert} {still} --layers 1")).returncode == 0
+    assert same(weights(lower), {name: x for name, x in begun.items() if "layer.1." not in name})
+    # StructBERT's sentences are of three kinds, ERNIE's layers know entities: these parts are new
+    for model, new in ("structbert", "nsp.classifier\n"), ("ernie_thu", "layers.#.entities.qkv, "):
+        out, more = tmp_path / model, []
+        if model == "ernie_thu":
+            more = ["--kinds", "mix norm"]
+        done = run(command(model, text, out, f"--from {bert} {still}") + more)
+        assert done.returncode == 0, done.stderr
+        assert "new are: " in done.stdout and new in done.stdout
+        after = everything(out)
+        shared = [name for name in begun if "seq_relationship" not in name]
+        kept = {name.split(" ")[1]: x for name, x in after.items()}
+        assert all(np.array_equal(kept[name], begun[name]) for name in shared if name in kept)
+
+
+def test_a_folder_to_begin_from_that_does_not_fit_is_refused(text, tmp_path):
+    bert, other = tmp_path / "bert", tmp_path / "other"
+    assert run(command("bert", text, bert, "--steps 1")).returncode == 0
+    assert run(command("bert", text, other, "--steps 1 --vocab 200")).returncode == 0
+    refused(run(command("albert", text, tmp_path / "a", f"--from {bert} --steps 1")),
+            "--from", str(bert), "of the same kind")
+    assert not (tmp_path / "a" / "run.json").exists()       # so the command can be given again
+    refused(run(command("bert", text, tmp_path / "b", f"--from {bert} --steps 1 --hidden 40")),
+            "--from", "layers.0.mlp.up.weight", "(40, 64)")
+    refused(run(command("bert", text, tmp_path / "c",
+                        f"--from {bert} --tokenizer {other} --steps 1")),
+            "--from", "vocabulary", "--tokenizer")
+    refused(run(command("bert", text, tmp_path / "d", "--from nowhere --steps 1")), "nowhere")
+    refused(run(command("bert", text, bert, f"--from {other} --resume")), "--from", "begun")

@@ -100,6 +100,50 @@ def load(folder, dtype=np.float32, head=None, labels=None, seed=0, model=None):
     return model
 
 
+def shape_of(folder, config):
+    """{field: value} of a recipe, for the network of a folder: what its config.json says of shapes.
+    How the network is trained (its dropout, say) stays the recipe's."""
+    where = Path(folder) / "config.json"
+    settings = read_json(where)
+    module = variant_of(settings, where)
+    theirs = read_config(module, settings, where)
+    shape = [name for name in module.HF_CONFIG if "drop" not in name and name != "init"]
+    return {name: getattr(theirs, name) for name in shape if hasattr(config, name)}
+
+
+def begin_from(learner, folder):
+    """Give a learner the weights of a folder, of its own kind or of one much like it. -> the names
+    of what is not there, and so new.
+
+    Of what the folder holds besides (upper layers, heads for a task) nothing is taken.
+    """
+    new = []
+    for part, ours in learner.parts().items():
+        place = Path(folder) / part
+        if part and not place.exists():
+            new.append(f"the {part}")
+            continue
+        theirs, taken = load(place).named(), 0
+        for name, tensor in ours.named().items():
+            head = name.split(".")[0] in ours.HEADS
+            if name not in theirs or head and theirs[name].shape != tensor.shape:
+                kind = re.sub(r"\.\d+\.", ".#.", name)
+                new.append(re.sub(r"\.(weight|bias)$", "", kind))
+            elif theirs[name].shape != tensor.shape:
+                raise Error(f"--from {place}: its {name} has shape {theirs[name].shape}, but "
+                            f"{tensor.shape} is to be trained; give the folder of a model of the "
+                            "same kind, and leave the settings of its shape out")
+            else:
+                tensor.data[...] = theirs[name].data
+                taken += tensor.size
+        share = taken / sum(tensor.size for tensor in ours.named().values())
+        if share < 0.5:
+            raise Error(f"--from {place}: only {share:.0%} of the network to be trained is there; "
+                        "give the folder of a model of the same kind")
+    learner.settle()
+    return list(dict.fromkeys(new))
+
+
 def save(model, folder):
     """Write config.json and model.safetensors; transformers loads the result.
 

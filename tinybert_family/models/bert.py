@@ -305,9 +305,16 @@ class Model(Module):
         x = ops.concat(*[self.encode(part) for part in parts])          # [T, H]
         return self.Output(self, x, inputs, choices)
 
-    def published(self):
-        """What a run's folder holds: {folder in it: model}."""
+    def parts(self):
+        """The networks that are trained, by the folder of a run that each is kept in."""
         return {"": self}
+
+    def published(self):
+        """The same as they are published."""
+        return self.parts()
+
+    def settle(self):
+        """The parts have weights as they are published: now they may depend on each other."""
 
     def bare(self):
         """Is there no head for pre-training?"""

@@ -182,6 +182,13 @@ class Pair(replaced.Pair):
             alone.embeddings.word = Tensor(theirs.data + alone.embeddings.word.data)
         return both
 
+    def settle(self):
+        """The other way round: E_delta is what the table has beyond E_G."""
+        own = self.discriminator.embeddings
+        if own.given:
+            theirs, = own.given
+            own.word.data -= theirs.data
+
 
 def Learner(c, init):
     return Pair(c, init) if c.replaced else Model(c, init, ("mlm", "emd"))

@@ -63,10 +63,15 @@ class Pair(Module):
         lengths = [clip_together(part, limit) for part in parts.values()]
         return math.hypot(*lengths)
 
+    def parts(self):
+        return {"": self.discriminator, "generator": self.generator}
+
     def published(self):
         """Both, in folders of their own, over the same arrays."""
-        parts = {"": self.discriminator, "generator": self.generator}
-        return {name: copy.copy(model) for name, model in parts.items()}
+        return {name: copy.copy(model) for name, model in self.parts().items()}
+
+    def settle(self):
+        """What they share, they share already."""
 
 
 def clip_together(pieces, limit):
