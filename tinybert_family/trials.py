@@ -62,7 +62,7 @@ class Arm:
 @dataclass(frozen=True)
 class Scale:
     """How long, and on what."""
-    steps: int = 1000
+    steps: int = 700
     data: tuple = ()            # the user's files; none: the embedded corpus
     words: int = 2048           # in the vocabulary of the text,
     toy_words: int = 300        # and of the toy language: few, so that names have several pieces
