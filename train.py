@@ -200,7 +200,7 @@ def teacher_of(args, module, config, folder, tokenizer):
         say(f"teacher none was given (--teacher FOLDER), so a {name} is trained first: "
             f"{wanted.steps:,} steps, in {own}")
         changes = dict(model=name, size="teacher", out=str(own), resume=begun, teacher=None,
-                       tokenizer=str(folder), config_vocab=None, **{"from": None}, **dict.fromkeys(KNOWLEDGE))
+                       tokenizer=str(folder), config_vocab=None, **dict.fromkeys(["from", *KNOWLEDGE]))
         again = argparse.Namespace(**(vars(args) | changes))
         status = begin(again, checkpoint.variant(name, "teacher"), wanted, set())
         if status:

@@ -16,6 +16,7 @@ import pytest
 import regex
 from hypothesis import given, settings, strategies as st
 
+from tinybert_family import files
 from tinybert_family.error import Error
 from tinybert_family.text import corpus, toy
 from tinybert_family.text.corpus import Corpus, Document, read
@@ -430,7 +431,7 @@ def test_the_cache_goes_where_it_may(monkeypatch, tmp_path):
     assert corpus.cache_folder() == tmp_path / ".cache" / "tinybert_family"
     blocked = put(tmp_path / "a file", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    monkeypatch.setattr(corpus.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     assert corpus.cache_folder() == tmp_path / "tmp" / "tinybert_family"
     monkeypatch.setenv("TINYBERT_CACHE", str(blocked / "x"))
     refused(corpus.cache_folder, blocked / "x", "TINYBERT_CACHE")

@@ -388,7 +388,7 @@ def test_the_share_of_hidden_tokens_is_15_percent_until_the_limit():
 
 
 def test_hidden_tokens_are_80_percent_masked_10_random_10_kept(many):
-    masked = kept = total = right = 0
+    masked = kept = total = 0
     random = Counter()
     for batch, original, hidden in many:
         noisy, truth = batch["ids"][hidden], original[hidden]

@@ -17,6 +17,7 @@ import mmap
 import os
 import secrets
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -381,3 +382,20 @@ def sweep(folder):
     """Remove what dead processes left half done; for whoever alone writes to this folder."""
     for path in Path(folder).glob(TEMPORARY + "*"):
         remove(path)
+
+
+# ---- what is made once
+
+def cache_folder():
+    """Where what is made once is kept: $TINYBERT_CACHE, or else the user's cache, or else /tmp."""
+    own, cache = os.environ.get("TINYBERT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    shared = [Path(root, "tinybert_family") for root in (cache, tempfile.gettempdir())]
+    for folder in [Path(own)] if own else shared:
+        try:
+            folder = folder.expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+        except (OSError, RuntimeError):             # RuntimeError: a user without a home
+            pass
+    raise Error(f"{own or shared[0]} cannot be written; set TINYBERT_CACHE to a folder that can")

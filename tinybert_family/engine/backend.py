@@ -5,6 +5,8 @@ importing cupy costs two seconds, and importing us must not. Everything above ta
 library as an argument named `xp`.
 """
 import ctypes
+import functools
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..error import Error
+from ..files import cache_folder, write_atomically
+from . import compiler
 
 
 def module_of(x):
@@ -49,12 +53,51 @@ def _driver():
         return False
 
 
-def kernel_source(name, here=Path(__file__).resolve().parent.parent):
-    """The text of a file of kernels/, which is in the package, or beside it in a checkout."""
+# ---- kernels
+
+def kernel_folder(here=Path(__file__).resolve().parent.parent):
+    """kernels/: in the package, or beside it in a checkout."""
     for folder in (here / "kernels", here.parent / "kernels"):
-        if (folder / name).is_file():
-            return (folder / name).read_text()
-    raise Error(f"{name}: not in {here}/kernels nor {here.parent}/kernels; reinstall the package")
+        if (folder / "prelude.cuh").is_file():
+            return folder
+    raise Error(f"kernels: not in {here} nor {here.parent}; reinstall the package")
+
+
+def architecture(capability):
+    """What to compile for: of Hopper also what later cards have no more."""
+    return f"sm_{capability}a" if capability == "90" else f"sm_{capability}"
+
+
+def compiled(file, name, arch):
+    """(path of the machine code of one instance of a kernel, its name in there), kept from run to
+    run for as long as the text is the same."""
+    folder = kernel_folder()
+    text = (folder / file).read_text()
+    headers = {path.name: path.read_text() for path in sorted(folder.glob("*.cuh"))}
+    key = hashlib.sha256("\0".join([text, *headers.values(), name, arch]).encode()).hexdigest()[:20]
+    place = cache_folder() / "kernels"
+    place.mkdir(exist_ok=True)
+    code, lowered = place / f"{key}.cubin", place / f"{key}.name"
+    if not (code.exists() and lowered.exists()):
+        made = compiler.compile(text, headers, [name], arch)
+        write_atomically(code, made.code)
+        write_atomically(lowered, made.names[name].encode())
+    return code, lowered.read_text()
+
+
+@functools.lru_cache(None)
+def kernel(file, name):
+    """An instance of a kernel of kernels/: call it with (blocks, threads, arguments, shared)."""
+    cupy = sys.modules["cupy"]
+    arch = architecture(cupy.cuda.Device().compute_capability)
+    path, lowered = compiled(file, name, arch)
+    function = cupy.RawModule(path=str(path)).get_function(lowered)
+
+    def launch(blocks, threads, arguments, shared=0):
+        if shared > 48 * 1024:                  # more has to be asked for
+            function.max_dynamic_shared_size_bytes = shared
+        function(blocks, threads, arguments, shared_mem=shared)
+    return launch
 
 
 def row_blocks(x, size=96 * 1024):

@@ -22,7 +22,6 @@ import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 import tokenize
 import zlib
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 import regex
 
 from tinybert_family.error import Error
+from tinybert_family.files import cache_folder
 from tinybert_family.text import encoders, toy
 from tinybert_family.text.encoders import characters
 from tinybert_family.text.toy import Document
@@ -214,21 +214,6 @@ RULES = 1                           # raised when the cleaning changes: caches a
 ENOUGH = 200_000                    # characters below which the next source is tried
 NOT_DOCUMENTATION = {"test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages",
                      "pydoc_data", "_bundled", "__pycache__"}
-
-
-def cache_folder():
-    """Where what is made once is kept: $TINYBERT_CACHE, or else the user's cache, or else /tmp."""
-    own, cache = os.environ.get("TINYBERT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    shared = [Path(root, "tinybert_family") for root in (cache, tempfile.gettempdir())]
-    for folder in [Path(own)] if own else shared:
-        try:
-            folder = folder.expanduser()
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-        except (OSError, RuntimeError):             # RuntimeError: a user without a home
-            pass
-    raise Error(f"{own or shared[0]} cannot be written; set TINYBERT_CACHE to a folder that can")
 
 
 def embedded():
