@@ -199,8 +199,8 @@ def teacher_of(args, module, config, folder, tokenizer):
     if not begun or not finished(own):
         say(f"teacher none was given (--teacher FOLDER), so a {name} is trained first: "
             f"{wanted.steps:,} steps, in {own}")
-        changes = dict(model=name, size="teacher", out=str(own), resume=begun, teacher=None,
-                       tokenizer=str(folder), config_vocab=None, **dict.fromkeys(["from", *KNOWLEDGE]))
+        changes = dict(dict.fromkeys(["from", "teacher", "config_vocab", *KNOWLEDGE]), model=name,
+                       size="teacher", out=str(own), resume=begun, tokenizer=str(folder))
         again = argparse.Namespace(**(vars(args) | changes))
         status = begin(again, checkpoint.variant(name, "teacher"), wanted, set())
         if status:
