@@ -3,12 +3,11 @@ they read."""
 import emulated
 import numpy as np
 import pytest
-from emulated import MEETINGS, guarded, numbers, poisoned, stored
+from emulated import MEETINGS, ROUNDING, guarded, numbers, poisoned, stored
 
 from tinybert_family.engine import fused, philox
 
 KINDS = ["float", "bf16", "f16"]
-STEP = dict(float=2.0 ** -24, bf16=2.0 ** -8, f16=2.0 ** -11)    # half the way to the next number
 PIECE = 32                                          # tokens that a warp adds up
 
 
@@ -87,7 +86,7 @@ def test_rows_are_looked_up_and_added(kind):
         h, wanted = poisoned((tokens, width), given[0].dtype), summed(given, ids)
         embed(kind, given, ids, h)
         # two additions of floats near 1, then the type's own rounding
-        assert (abs(numbers(h) - wanted) <= STEP[kind] * abs(wanted) + 1e-6).all()
+        assert (abs(numbers(h) - wanted) <= ROUNDING[kind] * abs(wanted) + 1e-6).all()
         assert tables > 1 or np.array_equal(numbers(h), wanted)
 
 
@@ -96,7 +95,7 @@ def test_a_type_may_come_without_a_position():
     h = poisoned((5, 16), word.dtype)
     embed("bf16", [word, None, kind], [ids, None, types], h)
     wanted = summed([word, kind], [ids, types])
-    assert (abs(numbers(h) - wanted) <= STEP["bf16"] * abs(wanted)).all()
+    assert (abs(numbers(h) - wanted) <= ROUNDING["bf16"] * abs(wanted)).all()
 
 
 def check_norm(kind, tokens, width, tables=3, p=0.0, shifted=True, kept=True, seed=0,
@@ -122,7 +121,7 @@ def check_norm(kind, tokens, width, tables=3, p=0.0, shifted=True, kept=True, se
     got = numbers(y)
     assert np.array_equal(got == 0, dropped)
     # xhat comes of float sums over a row, of which each addition may round; gain is at most 2
-    assert (abs(got - wanted) <= STEP[kind] * abs(wanted) + 1e-5).all()
+    assert (abs(got - wanted) <= ROUNDING[kind] * abs(wanted) + 1e-5).all()
     if kept:
         assert np.array_equal(h.view(np.uint8), sums.view(np.uint8))
         np.testing.assert_allclose(measures[:, 0], x.mean(1), rtol=0, atol=1e-6)

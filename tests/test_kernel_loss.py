@@ -2,12 +2,11 @@
 import emulated
 import numpy as np
 import pytest
-from emulated import MEETINGS, Meeting, guarded, numbers, poisoned, stored
+from emulated import MEETINGS, ROUNDING, Meeting, guarded, numbers, poisoned, stored
 
 from tinybert_family.engine import fused
 
 KINDS = ["float", "bf16", "f16"]
-STEP = dict(float=2.0 ** -24, bf16=2.0 ** -8, f16=2.0 ** -11)    # half the way to the next number
 
 
 # ---- launching
@@ -84,7 +83,7 @@ def expected(logits, bias, labels, weights, words):
 def check_gradient(kind, got, wanted, largest):
     """A probability is off by some roundings of float, and then its type's own; `largest` is what
     it was multiplied by. The smallest numbers of f16 lie 2**-24 apart."""
-    room = STEP[kind] * abs(wanted) + 2.0 ** -20 * (abs(wanted) + largest * 2.0 ** -3)
+    room = ROUNDING[kind] * abs(wanted) + 2.0 ** -20 * (abs(wanted) + largest * 2.0 ** -3)
     room += 2.0 ** -25 if kind == "f16" else 0
     assert (abs(got - wanted) <= room).all(), (abs(got - wanted) / room).max()
 
