@@ -67,7 +67,7 @@ SMALLEST = dict(float=1e-37, bf16=1e-37, f16=2.0 ** -25)
 def near(got, right, scale, kind, least=0.0):
     """Rounded once to its type, after arithmetic that may be off by `scale`."""
     error = abs(numbers(got) - right)
-    allowed = (1 + ROUNDING[kind]) * scale + ROUNDING[kind] * abs(right) + max(least, SMALLEST[kind])
+    allowed = scale + ROUNDING[kind] * (scale + abs(right)) + max(least, SMALLEST[kind])
     worst = np.argmax(error - allowed)
     assert (error <= allowed).all(), (got.flat[worst], right.flat[worst], scale.flat[worst])
 
