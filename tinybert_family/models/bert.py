@@ -383,7 +383,7 @@ SMALL = dict(init=0.0, near=True, dropout=0.0, attention_dropout=0.0, correct=Tr
              seq=32, predictions=5, tokens=2048, accumulate=2, last_share=0.0)
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                 steps=2200, warmup=150, lr=4e-3, **dict(SMALL, tokens=1024)),
+                 steps=1600, warmup=120, lr=4e-3, **dict(SMALL, tokens=1024)),
     tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=1500, warmup=150, lr=4e-3,
                 **SMALL),
     mini=Config(layers=4, heads=4, width=256, hidden=1024, tokens=2048, accumulate=4,

@@ -229,7 +229,7 @@ class Objective(bert_wwm.Objective):
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                 steps=650, warmup=80, lr=5e-3, **dict(bert.SMALL, near=False, tokens=1024)),
+                 steps=550, warmup=60, lr=5e-3, **dict(bert.SMALL, near=False, tokens=1024)),
     tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=1500, warmup=150, lr=3e-3,
                 **dict(bert.SMALL, near=False, seq=64, predictions=10)),
     base=Config(),

@@ -248,7 +248,7 @@ V2 = dict(width=1536, heads=24, hidden=6144, conv=3, replaced=False, gram=3, acc
           steps=1_000_000, lr=1.5e-4, beta2=0.999)
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128, buckets=32,
-                 steps=500, warmup=40, **SMALL),
+                 steps=400, warmup=40, **SMALL),
     tiny=Config(vocab=8192, layers=4, heads=2, width=128, hidden=512, buckets=32, steps=4000,
                 warmup=200, **SMALL),
     xsmall=Config(layers=12, heads=6, width=384, hidden=1536),

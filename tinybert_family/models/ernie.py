@@ -252,7 +252,7 @@ HF_PREFIXES = "bert.",              # of early conversions, whose config.json sa
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                 steps=800, warmup=80, lr=5e-3, **bert.SMALL),
+                 steps=650, warmup=60, lr=5e-3, **bert.SMALL),
     tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=4000, warmup=400, lr=3e-3,
                 **dict(bert.SMALL, seq=64)),
     base=Config(),

@@ -331,7 +331,7 @@ HF_TIED, HF_IGNORED, HF_PREFIXES = ernie.HF_TIED, ernie.HF_IGNORED, ernie.HF_PRE
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                 steps=800, warmup=20, lr=5e-3, **bert.SMALL),
+                 steps=560, warmup=20, lr=5e-3, **bert.SMALL),
     tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=6000, warmup=100, lr=3e-3,
                 tasks=" ".join(TASKS), **dict(bert.SMALL, seq=64)),
     base=Config(),

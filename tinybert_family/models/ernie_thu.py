@@ -365,7 +365,7 @@ def to_published(config, values):
 SMALL = dict(bert.SMALL, mentions=1, from_bert=False, schedule="linear")
 SIZES = dict(
     smoke=Config(vocab=2048, layers=3, heads=4, width=64, hidden=256, positions=128,
-                 kinds="sim mix norm", entity_width=16, steps=600, warmup=60, lr=5e-3, **SMALL),
+                 kinds="sim mix norm", entity_width=16, steps=500, warmup=50, lr=5e-3, **SMALL),
     tiny=Config(layers=3, heads=2, width=128, hidden=512, kinds="sim mix norm", entity_width=32,
                 steps=4000, warmup=400, lr=3e-3, **dict(SMALL, seq=64, predictions=10)),
     base=Config(),

@@ -148,7 +148,7 @@ class Objective(albert.Objective):
 
 SIZES = dict(
     smoke=Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                 steps=900, warmup=80, lr=5e-3, optimizer="adamw", **bert.SMALL),
+                 steps=800, warmup=80, lr=5e-3, optimizer="adamw", **bert.SMALL),
     tiny=Config(layers=2, heads=2, width=128, hidden=512, steps=3500, warmup=300, lr=3e-3,
                 optimizer="adamw", **dict(bert.SMALL, seq=64, predictions=10)),
     base=Config(),

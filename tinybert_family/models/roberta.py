@@ -194,7 +194,7 @@ class Objective(bert.Objective):
 
 SIZES = {
     "smoke": Config(vocab=2048, layers=2, heads=4, width=64, hidden=256, positions=128,
-                    steps=1000, warmup=80, lr=5e-3, **bert.SMALL),
+                    steps=800, warmup=80, lr=5e-3, **bert.SMALL),
     "tiny": Config(layers=2, heads=2, width=128, hidden=512, steps=3000, warmup=300, lr=3e-3,
                    **dict(bert.SMALL, seq=64)),
     "base": Config(),
