@@ -8,12 +8,14 @@
 #ifdef EMULATED
 #include "cuda.h"
 #else
+#ifdef __CUDACC_RTC__                               // nvcc brings them along
 typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 typedef int int32_t;
 typedef long long int64_t;
+#endif
 #define SHARED(name) extern __shared__ __align__(128) char name[]    // as much as the launch says
 #define BARRIER(number, threads) asm volatile("bar.sync %0, %1;" :: "r"(number), "r"(threads) : "memory")
 #endif
@@ -265,7 +267,8 @@ MMA(f16, "f16")
 #else       // Turing multiplies half as deep, and knows f16 alone
 template <> DEVICE void mma<f16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     for (int half = 0; half < 2; half++)
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                     "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                      : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
 }
