@@ -8,10 +8,10 @@
 #ifdef EMULATED
 #include "cuda.h"
 #else
-#ifdef __CUDACC_RTC__                               // nvcc brings them along
 typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
+#ifdef __CUDACC_RTC__                               // nvcc brings these along
 typedef unsigned long long uint64_t;
 typedef int int32_t;
 typedef long long int64_t;
