@@ -27,6 +27,8 @@ KERNELS, HERE = ROOT / "kernels", ROOT / "tests" / "emulator"
 CACHE = Path(tempfile.gettempdir()) / f"emulator-{os.getuid()}"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-DEMULATED",
          "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", f"-I{HERE}", f"-I{KERNELS}"]
+# What a run under ThreadSanitizer adds: see test_emulator.py.
+WATCHED = os.environ.get("EMULATOR_WATCHED", "").split()
 KINDS = dict(f=np.float32, i=np.int32, u=np.uint32)
 
 
@@ -77,22 +79,29 @@ def instances(file):
 
 
 @functools.lru_cache(None)
-def library(file, more=()):
-    """A file of kernels/ with all its instances. more: flags for g++."""
-    flags = [*FLAGS, *more]
-    runtime = build("runtime.o", (HERE / "runtime.cpp").read_text(), [*flags, "-c"])
-    exports = (f"EXPORT({i}, {name})" for i, name in enumerate(instances(file)))
+def library(file, names):
+    """Instances of a file of kernels/, each as two functions that C can call."""
+    runtime = build("runtime.o", (HERE / "runtime.cpp").read_text(),
+                    [*FLAGS, *["-DWATCHED"][:len(WATCHED)], "-c"])
+    exports = (f"EXPORT({i}, {name})" for i, name in enumerate(names))
     text = f'#line 1 "{file}"\n{(KERNELS / file).read_text()}\n' + "\n".join(exports) + "\n"
-    return ctypes.CDLL(str(build("kernels.so", text, [*flags, "-shared", str(runtime)])))
+    return ctypes.CDLL(str(build("kernels.so", text, [*FLAGS, *WATCHED, "-shared", str(runtime)])))
+
+
+def built(file, name):
+    """(the library that an instance is in, its number there). All of a file are built at once, but
+    one by one where they are watched: that takes longer, and few are."""
+    names = tuple(instances(file))
+    assert name in names, f"{file} does not list {name}"
+    names = (name,) if WATCHED else names
+    return library(file, names), names.index(name)
 
 
 # ---- calling
 
-def kernel(file, name, meeting=MEETINGS[0], more=()):
+def kernel(file, name, meeting=MEETINGS[0]):
     """An instance of a kernel, to be called as said above."""
-    names = list(instances(file))
-    assert name in names, f"{file} does not list {name}"
-    found, number = library(file, more), names.index(name)
+    found, number = built(file, name)
     launch = getattr(found, f"launch_{number}")
     launch.restype = ctypes.c_char_p
     buffer = ctypes.create_string_buffer(256)
@@ -131,10 +140,10 @@ def three(counts):
     return (ctypes.c_uint * 3)(*(*counts, 1, 1, 1)[:3])
 
 
-def conflicts(file, more=()):
+def conflicts(file):
     """(reads of eight rows by ldmatrix, waits for banks of memory in them) since last asked."""
     out = (ctypes.c_long * 2)()
-    library(file, more).statistics(out)
+    library(file, tuple(instances(file))).statistics(out)
     return tuple(out)
 
 

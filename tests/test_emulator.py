@@ -1,6 +1,7 @@
 """The emulator itself: what it computes is right, and what is wrong in a kernel it finds."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -199,3 +200,44 @@ def test_a_launch_of_many_threads_after_one_of_few_is_right():
         run("conformance.cu", "convert<bf16>", (128 // threads,), (128,), (x, *out, np.int32(128)),
             meeting=Meeting("random", seed=threads))
         assert np.array_equal(out[1], x)
+
+
+# ---- races
+
+def watched(*arguments):
+    """pytest under ThreadSanitizer, in a process of its own: (its status, what it said)."""
+    library = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True)
+    if not (shutil.which("setarch") and os.path.isabs(library.stdout.strip())):
+        pytest.skip("ThreadSanitizer is not installed")
+    here = dict(os.environ, EMULATOR_WATCHED="-fsanitize=thread", TSAN_OPTIONS="exitcode=66",
+                LD_PRELOAD=library.stdout.strip(), PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    # It wants memory where it expects it: without the random offsets that the system adds.
+    done = subprocess.run(["setarch", "-R", sys.executable, *arguments], capture_output=True,
+                          text=True, env=here, cwd=ROOT / "tests")
+    if "unexpected memory mapping" in done.stderr or "setarch: failed" in done.stderr:
+        pytest.skip("ThreadSanitizer does not run here")
+    return done.returncode, done.stdout + done.stderr
+
+
+RACE = """
+KERNEL(64) wrong(float* x, int n) {
+    SHARED(s); float* mine = (float*)s;
+    mine[threadIdx.x] = x[threadIdx.x];
+    %s
+    x[threadIdx.x] = mine[63 - threadIdx.x];
+}"""
+
+
+@pytest.mark.parametrize("between, races", [("__syncwarp();", True), ("__syncthreads();", False)])
+def test_a_race_is_seen_whatever_the_numbers(between, races, tmp_path):
+    listed = "\n// instances, and the registers that each may use:\n//     wrong  40\n"
+    (tmp_path / "wrong.cu").write_text('#include "prelude.cuh"\n' + RACE % between + listed)
+    status, told = watched("-c", CHILD, str(tmp_path), "forward True")
+    assert ("data race" in told) == races, told[-3000:]
+    assert (status == 66) == races
+
+
+def test_the_words_of_the_prelude_do_not_race():
+    status, told = watched("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_emulator.py", "-k",
+                           "meeting2 and (copies or sums or matrices)")
+    assert status == 0 and "3 passed" in told and "data race" not in told, told[-3000:]

@@ -18,8 +18,9 @@
 #endif
 
 // ThreadSanitizer sees every thread of the GPU as a fiber of its own, and meetings as the only order
-// there is between them: what races on a GPU is reported, even where the numbers came out right.
-#ifdef __SANITIZE_THREAD__
+// there is between them: what races on a GPU is reported, even where the numbers came out right. It
+// watches the kernel alone; this file, which is everybody's, is compiled without it.
+#ifdef WATCHED
 extern "C" {
 void* __tsan_create_fiber(unsigned);
 void __tsan_destroy_fiber(void*);
