@@ -232,7 +232,8 @@ def test_an_interruption_ends_the_processes_and_leaves_nothing(tokenizer, soon, 
 
 # A program that encodes for ever, and tells when it is at it and by which processes.
 ENDLESS = """
-import itertools, sys
+import itertools, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)       # a shell's `&` leaves it ignored
 from tinybert_family.text import corpus, encoders, toy
 from tinybert_family.text.wordpiece import WordPiece
 encoders.ALONE, known = 0, []
@@ -260,7 +261,10 @@ def test_no_process_is_left_when_the_program_is_stopped(tmp_path, number, to_all
     processes = list(map(int, program.stdout.readline().split()))
     assert len(processes) == 2 and all(map(alive, processes))
     (os.killpg if to_all else os.kill)(program.pid, number)     # Ctrl-C goes to the whole group
-    program.communicate(timeout=60)
+    try:
+        program.communicate(timeout=60)
+    finally:
+        program.kill()
     until = time.monotonic() + 60
     while any(map(alive, processes)) and time.monotonic() < until:
         time.sleep(0.02)
