@@ -63,7 +63,7 @@ template <class T, int FORM> KERNEL(256) geglu_grad(const T* x, const T* dy, T* 
 //     geglu<float,TANH>        48
 //     geglu_grad<bf16,ERF>     48
 //     geglu_grad<bf16,TANH>    48
-//     geglu_grad<f16,ERF>      48
+//     geglu_grad<f16,ERF>      56
 //     geglu_grad<f16,TANH>     56
 //     geglu_grad<float,ERF>    56
 //     geglu_grad<float,TANH>   56

@@ -12,8 +12,12 @@ from tinybert_family.engine import backend, compiler
 
 FILES = sorted(path.name for path in emulated.KERNELS.glob("*.cu"))
 HEADERS = {path.name: path.read_text() for path in emulated.KERNELS.glob("*.cuh")}
-# Turing's tensor cores know no bf16.
+# Turing's tensor cores know no bf16, and its blocks have no more than 64 KB of shared memory: the
+# tiles of these want 72 and more.
 TURING_LACKS = "bf16"
+TOO_LARGE = "disentangled.cu", "disentangled_backward.cu"
+CASES = [(file, arch) for file in FILES for arch in ("sm_75", "sm_80", "sm_90", "sm_90a")
+         if not (arch == "sm_75" and file in TOO_LARGE)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +38,7 @@ def multiplies(file):
     return "mma<" in "".join(map(text_of, [file, *headers]))
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_90a"])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file, arch", CASES)
 def test_it_compiles_and_spills_nothing(file, arch):
     allowed = emulated.instances(file)
     lacking = arch == "sm_75" and multiplies(file)
