@@ -275,6 +275,11 @@ def form_of(measure):
 FACTS = dict(parameters=(-1, ",.0f", "parameters"), speed=(1, ",.0f", "tokens/s"))
 
 
+def name_of(control):
+    """Of an arm; or the number that is the bar."""
+    return control if isinstance(control, str) else f"{control:.3g}"
+
+
 def judged(claim, results):
     """A row of the table; None where an arm is missing. results: {arm: [of each seed]}"""
     arms = [arm for arm in (claim.arm, claim.control, claim.share_of) if arm in ARMS]
@@ -297,7 +302,7 @@ def judged(claim, results):
         section="claims", claim=claim.name, says=claim.says, figure=claim.figure,
         source=claim.source, measure=told, form=SHARE if claim.share_of else form,
         better="higher" if better > 0 else "lower", by=claim.by, arm=claim.arm, model=model,
-        control=str(claim.control), beside=control,
+        control=name_of(claim.control), beside=control,
         verdict=verdict(model, control, better, claim.by),
         cost={arm: {what: fmean(run[what] for run in results[arm])
                     for what in ("tokens", "flops", "seconds")} for arm in arms})
