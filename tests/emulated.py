@@ -81,8 +81,8 @@ def instances(file):
 @functools.lru_cache(None)
 def library(file, names):
     """Instances of a file of kernels/, each as two functions that C can call."""
-    runtime = build("runtime.o", (HERE / "runtime.cpp").read_text(),
-                    [*FLAGS, *["-DWATCHED"][:len(WATCHED)], "-c"])
+    watched = ["-DWATCHED"] if WATCHED else []
+    runtime = build("runtime.o", (HERE / "runtime.cpp").read_text(), [*FLAGS, *watched, "-c"])
     exports = (f"EXPORT({i}, {name})" for i, name in enumerate(names))
     text = f'#line 1 "{file}"\n{(KERNELS / file).read_text()}\n' + "\n".join(exports) + "\n"
     return ctypes.CDLL(str(build("kernels.so", text, [*FLAGS, *WATCHED, "-shared", str(runtime)])))
